@@ -1,0 +1,35 @@
+//! What can be wrong with a calibration set.
+
+/// Errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CalibrationError {
+    /// The model or a text file.
+    #[error(transparent)]
+    Model(#[from] model::ModelError),
+    /// Not enough text for the windows asked for.
+    #[error(
+        "not enough calibration text in {set}: {have} tokens, but {samples} windows of {length} need {need}; give more text, or lower --samples or --sequence-length"
+    )]
+    TooLittleText {
+        /// Which source.
+        set: String,
+        /// Tokens there are.
+        have: usize,
+        /// Windows asked for.
+        samples: usize,
+        /// Tokens per window.
+        length: usize,
+        /// Tokens needed.
+        need: usize,
+    },
+    /// An option or source that can't be followed.
+    #[error("{0}")]
+    Option(String),
+    /// A temporary file for activations.
+    #[error("activations: {0}")]
+    Spill(#[from] std::io::Error),
+    /// The visitor failed or asked to stop.
+    #[error(transparent)]
+    Visitor(Box<dyn std::error::Error + Send + Sync>),
+}

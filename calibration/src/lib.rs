@@ -1,0 +1,19 @@
+//! Calibration: from text to token windows, and from windows to the statistics that solvers need.
+//!
+//! The [`driver`] is the one sequential walk over a model's blocks for every method and family; it doesn't know what a
+//! solver does with what it captures.
+
+pub mod activations;
+pub mod adequacy;
+pub mod domain;
+pub mod driver;
+pub mod error;
+pub mod manifest;
+pub mod statistics;
+pub mod window;
+
+pub use driver::{Inputs, Sequence, Visitor};
+pub use error::CalibrationError;
+pub use manifest::Manifest;
+pub use statistics::LayerStatistics;
+pub use window::{CalibrationSet, Packing, WindowOptions};

@@ -1,0 +1,13 @@
+//! What the binaries share towards people: exit codes, logging, progress, tables, machine figures, atomic files.
+//!
+//! Results go to stdout, progress and logs to stderr. Knows none of the crates beside it.
+
+pub mod exit;
+pub mod files;
+pub mod machine;
+pub mod progress;
+pub mod table;
+
+pub use exit::{Exit, run};
+pub use progress::Progress;
+pub use table::Table;

@@ -1,0 +1,26 @@
+//! The numerical loops of post-training quantization and of the decoder it is measured on.
+//!
+//! Every operation takes slices and shapes and returns the same; it knows neither models nor files.
+//! Matrices are dense and row-major. A weight is `[outputs, inputs]`, as Hugging Face stores it; activations are
+//! `[rows, width]`, one row a token. Each file holds one operation: its formula, the slow obvious reference
+//! (`reference` modules, compiled for tests only) and the fast version.
+//!
+//! Results don't depend on the number of threads: work is cut into pieces by shape alone, and every sum has a fixed
+//! order. This module list is the seam at which a second device joins: nothing outside this crate loops over weights.
+
+pub mod activation;
+pub mod attention;
+pub mod block_solve;
+pub mod cholesky;
+pub mod gemm;
+pub mod gram;
+pub mod grid;
+pub mod log_probability;
+pub mod matrix;
+pub mod norm;
+pub mod pack;
+pub mod rope;
+pub mod spec;
+
+pub use matrix::QuantizedMatrix;
+pub use spec::{ActOrder, QuantSpec, ScaleSearch, SpecError};
