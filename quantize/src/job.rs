@@ -81,6 +81,31 @@ impl Job {
         Ok(Self { request, checkpoint, plan, calibration, cost, identity, started })
     }
 
+    /// The effective settings and what to know about them, a line each.
+    pub fn describe(&self) -> String {
+        let mut lines = vec![format!("model: {}", self.request.model)];
+        lines.extend(self.plan.options.described().into_iter().map(|(name, value)| format!("{name}: {value}")));
+        if let Some(set) = &self.calibration {
+            let windows = &self.plan.options.windows;
+            lines.push(format!(
+                "calibration: {} ({} windows, {} tokens, {}, seed {})",
+                self.plan.options.calibration.join(", "),
+                set.windows.len(),
+                set.tokens(),
+                card::name_of(&windows.packing),
+                windows.seed
+            ));
+        }
+        lines.push(format!("threads: {}", self.request.threads));
+        lines.push(format!("out: {}", self.request.out.display()));
+        lines.extend(self.plan.warnings.iter().map(|warning| format!("warning: {warning}")));
+        let journal = Journal::folder_of(&self.request.out);
+        if journal.exists() {
+            lines.push(format!("going on with {}", journal.display()));
+        }
+        lines.join("\n")
+    }
+
     /// Does the work. Killed at any moment and started again, it goes on after the last finished block.
     pub fn run(&self) -> Result<Outcome, QuantizeError> {
         self.cost.check()?;

@@ -73,6 +73,25 @@ pub fn estimate(
 }
 
 impl Cost {
+    /// What it will take, a line each.
+    pub fn text(&self) -> String {
+        let known = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), machine::bytes);
+        let in_file = self.activations - self.activations_in_memory;
+        let mut text = format!(
+            "needs memory: about {} of {}",
+            machine::bytes(self.memory + self.activations_in_memory),
+            known(self.memory_limit)
+        );
+        if in_file > 0 {
+            text += &format!(", and {} of activations in a temporary file", machine::bytes(in_file));
+        }
+        text += &format!("\nneeds disk: about {} of {} free", machine::bytes(self.disk), known(self.disk_free));
+        if let Some(seconds) = self.seconds {
+            text += &format!("\nneeds time: about {seconds:.0} s");
+        }
+        text
+    }
+
     /// Refuses a run that the machine, or the limit the user set, has no room for.
     pub fn check(&self) -> Result<(), QuantizeError> {
         let refuse = |what, needed, there, advice| {
