@@ -197,7 +197,8 @@ impl Run {
         let out = self.out.context("--out is missing")?;
         let wishes = Wishes { dry_run: self.resources.dry_run, json: self.output.json };
         let cores = || thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let options = self.weights.options(self.text.calibration_for(&model), &self.text, &model, self.output.shard_size);
+        let options =
+            self.weights.options(self.text.calibration_for(&model), &self.text, &model, self.output.shard_size);
         let request = Request {
             model,
             out,

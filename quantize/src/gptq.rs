@@ -56,7 +56,13 @@ impl Solver for Gptq {
 
 impl Gptq {
     /// What the integers cost, and what plain rounding would have.
-    fn measure(&self, linear: &Linear, matrix: &QuantizedMatrix, hessian: &Hessian<'_>, factor: &Factor) -> LayerReport {
+    fn measure(
+        &self,
+        linear: &Linear,
+        matrix: &QuantizedMatrix,
+        hessian: &Hessian<'_>,
+        factor: &Factor,
+    ) -> LayerReport {
         let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
         let error = |changed: &QuantizedMatrix| {
             relative_output_error(&linear.weight, &changed.dequantize(), energy, hessian.gram(), linear.inputs)

@@ -5,7 +5,7 @@ mod cli;
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
-use console::{Exit, machine};
+use console::Exit;
 use quantize::Job;
 use std::io::Write;
 
@@ -39,7 +39,7 @@ fn run(arguments: cli::Run) -> anyhow::Result<Exit> {
 
 fn inspect(path: &str, json: bool) -> anyhow::Result<Exit> {
     let checkpoint = model::Checkpoint::open(path)?;
-    let inspected = model::inspect::inspect(&checkpoint)?;
+    let inspected = quantize::stub::inspect(&checkpoint)?;
     print(&if json { serde_json::to_string_pretty(&inspected)? } else { quantize::report::inspection(&inspected) })?;
     Ok(Exit::Done)
 }

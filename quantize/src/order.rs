@@ -24,8 +24,7 @@ pub fn column_plan(diagonal: &[f32], spec: &QuantSpec) -> ColumnPlan {
         ActOrder::Desc | ActOrder::Static => descending((0..inputs).collect(), |&i| diagonal[i]),
         ActOrder::Group => group_by_group(diagonal, per_group),
     };
-    let group_index =
-        if spec.act_order == ActOrder::Desc { groups_along(&order, per_group) } else { stored_groups };
+    let group_index = if spec.act_order == ActOrder::Desc { groups_along(&order, per_group) } else { stored_groups };
     ColumnPlan { order, group_index, fixed_grids: spec.act_order == ActOrder::Static }
 }
 
@@ -58,7 +57,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn spec(act_order: ActOrder, group_size: Option<usize>) -> QuantSpec {
-        QuantSpec { bits: 4, group_size, symmetric: false, act_order, scale_search: ScaleSearch::MinMax, smallest_zero: 0 }
+        QuantSpec {
+            bits: 4,
+            group_size,
+            symmetric: false,
+            act_order,
+            scale_search: ScaleSearch::MinMax,
+            smallest_zero: 0,
+        }
     }
 
     /// Ten columns in groups of 8 and 2, with a tie.
@@ -78,7 +84,10 @@ mod tests {
         let group = plan(ActOrder::Group);
         assert_eq!(group.order, [8, 9, 1, 6, 5, 2, 3, 0, 7, 4]);
         assert_eq!(group.group_index, none.group_index);
-        assert_eq!([none.fixed_grids, desc.fixed_grids, fixed.fixed_grids, group.fixed_grids], [false, false, true, false]);
+        assert_eq!(
+            [none.fixed_grids, desc.fixed_grids, fixed.fixed_grids, group.fixed_grids],
+            [false, false, true, false]
+        );
     }
 
     proptest! {

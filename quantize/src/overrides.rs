@@ -19,12 +19,10 @@ impl FromStr for Override {
     type Err = QuantizeError;
 
     fn from_str(text: &str) -> Result<Self, QuantizeError> {
-        let refuse = |why: &str| {
-            QuantizeError::Option(format!("--override {text}: {why}; write GLOB:bits=8,group-size=64"))
-        };
+        let refuse =
+            |why: &str| QuantizeError::Option(format!("--override {text}: {why}; write GLOB:bits=8,group-size=64"));
         let (glob, settings) = text.rsplit_once(':').ok_or_else(|| refuse("there is no colon after the glob"))?;
-        let mut parsed =
-            Self { text: text.to_owned(), pattern: pattern(glob)?, bits: None, group_size: None };
+        let mut parsed = Self { text: text.to_owned(), pattern: pattern(glob)?, bits: None, group_size: None };
         for setting in settings.split(',') {
             let (name, value) = setting.split_once('=').ok_or_else(|| refuse("a setting has no `=`"))?;
             match name.trim() {
@@ -60,7 +58,9 @@ pub fn group_size(text: &str) -> Result<Option<usize>, QuantizeError> {
     match text.trim().parse::<i64>() {
         Ok(-1) => Ok(None),
         Ok(size) if size > 0 => Ok(Some(size as usize)),
-        _ => Err(QuantizeError::Option(format!("a group size of {text} is none: give at least 8, or -1 for one group per row"))),
+        _ => Err(QuantizeError::Option(format!(
+            "a group size of {text} is none: give at least 8, or -1 for one group per row"
+        ))),
     }
 }
 

@@ -105,7 +105,10 @@ impl Options {
     pub fn check(self, tensors: &dyn TensorSource) -> Result<ValidPlan, QuantizeError> {
         let spec = self.spec()?;
         if !(self.damping.is_finite() && self.damping >= 0.0) {
-            return Err(QuantizeError::Option(format!("--damping {}: give 0 or more, usually 0.01 to 0.1", self.damping)));
+            return Err(QuantizeError::Option(format!(
+                "--damping {}: give 0 or more, usually 0.01 to 0.1",
+                self.damping
+            )));
         }
         if self.method == Method::Gptq && self.calibration.is_empty() {
             return Err(QuantizeError::Option(
@@ -130,7 +133,9 @@ impl Options {
             .next();
         if let Some(idle) = idle {
             let example = modules.first().map_or("none", |m| m.name.as_str());
-            return Err(QuantizeError::Option(format!("`{idle}` matches no linear; their names look like `{example}`")));
+            return Err(QuantizeError::Option(format!(
+                "`{idle}` matches no linear; their names look like `{example}`"
+            )));
         }
         for module in modules {
             if skips.iter().any(|skip| skip.matches(&module.name)) {

@@ -158,7 +158,8 @@ fn seconds_needed(
     let seconds = started.elapsed().as_secs_f64();
     let first: u64 = plan.modules.iter().filter(|m| m.block == 0).map(weights).sum();
     let rate = (first * window.len() as u64) as f64 / seconds;
-    let passes = if (plan.options.inputs, plan.options.sequence) == (Inputs::Quantized, Sequence::Block) { 2 } else { 1 };
+    let passes =
+        if (plan.options.inputs, plan.options.sequence) == (Inputs::Quantized, Sequence::Block) { 2 } else { 1 };
     let all: u64 = plan.modules.iter().map(weights).sum();
     let forward = (all * passes * tokens as u64) as f64;
     Ok((forward + capture_work(plan, tokens) + solve_work(plan)) / rate / threads as f64)

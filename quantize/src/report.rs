@@ -24,7 +24,7 @@ pub struct Outcome {
     /// What was read back and compared; none where an earlier run had proven and published it.
     pub proof: Option<Proof>,
     /// What each runtime will do with the checkpoint.
-    pub runtimes: Vec<model::runtimes::Verdict>,
+    pub runtimes: Vec<crate::stub::Verdict>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -197,4 +197,9 @@ fn columns(columns: &[usize]) -> String {
         0 => named.join(", "),
         more => format!("{} and {more} more", named.join(", ")),
     }
+}
+
+/// A checkpoint as people read it.
+pub fn inspection(inspected: &crate::stub::Inspection) -> String {
+    format!("{inspected:?}")
 }

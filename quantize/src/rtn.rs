@@ -23,8 +23,7 @@ impl Solver for RoundToNearest {
         let started = Instant::now();
         let (matrix, mut report) = round(linear, spec)?;
         let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
-        let error =
-            relative_output_error(&linear.weight, &matrix.dequantize(), energy, hessian.gram(), linear.inputs);
+        let error = relative_output_error(&linear.weight, &matrix.dequantize(), energy, hessian.gram(), linear.inputs);
         report.tokens = hessian.tokens();
         report.error_round_to_nearest = Some(error);
         report.error = Some(error);

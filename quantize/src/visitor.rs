@@ -2,9 +2,9 @@
 
 use crate::{
     Hessian, Journal, QuantizeError, Solver,
+    gptq::Gptq,
     journal::Solved,
     plan::{Method, ValidPlan},
-    gptq::Gptq,
     rtn::RoundToNearest,
 };
 use calibration::{CalibrationError, LayerStatistics, Visitor};
@@ -49,9 +49,11 @@ impl Visitor for Quantizer<'_> {
             return Ok(false);
         }
         let solved = self.journal.load(block.index)?;
-        for linear in Stage::ALL.into_iter().flat_map(|stage| block.linears_mut(stage).iter_mut().collect::<Vec<_>>()) {
-            if let Some((matrix, _)) = solved.iter().find(|(_, report)| report.module == linear.name) {
-                linear.weight = matrix.dequantize();
+        for stage in Stage::ALL {
+            for linear in block.linears_mut(stage) {
+                if let Some((matrix, _)) = solved.iter().find(|(_, report)| report.module == linear.name) {
+                    linear.weight = matrix.dequantize();
+                }
             }
         }
         Ok(true)

@@ -42,7 +42,8 @@ fn unequal_siblings(modules: &[Module]) -> Vec<String> {
         stages.entry((module.block, module.stage)).or_default().push(module);
     }
     let unequal = stages.values().filter(|members| members.iter().any(|m| m.spec != members[0].spec));
-    let names: Vec<String> = unequal.map(|m| m.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ")).collect();
+    let names: Vec<String> =
+        unequal.map(|m| m.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ")).collect();
     let Some(first) = names.first() else { return Vec::new() };
     vec![format!(
         "{} group(s) of linears that vLLM fuses have unequal settings and it will refuse them, the first: {first}",
