@@ -63,7 +63,7 @@ impl Job {
             return Err(QuantizeError::OutputExists { path: request.out });
         }
         let checkpoint = Checkpoint::open(&request.model)?;
-        let mut plan = request.options.clone().check(checkpoint.tensors.as_ref())?;
+        let mut plan = request.options.clone().check(&checkpoint.config)?;
         let calibration = calibration_set(&plan.options, &checkpoint)?;
         if let Some(set) = &calibration {
             plan.warnings.extend(adequacy(&plan, set)?);
