@@ -21,6 +21,8 @@ pub mod norm;
 pub mod pack;
 pub mod rope;
 pub mod spec;
+#[cfg(test)]
+mod testing;
 
 pub use matrix::QuantizedMatrix;
 pub use spec::{ActOrder, QuantSpec, ScaleSearch, SpecError};
