@@ -57,7 +57,7 @@ fn layer(path: &Path, tensors: &SafeTensors<'_>, module: &str) -> Result<LayerSt
             let what = format!("is {:?} {:?}, not {dtype:?} {shape:?}", tensor.dtype(), tensor.shape());
             return Err(wrong(path, format!("tensor `{name}` {what}")));
         }
-        Ok(tensor.data().to_vec())
+        Ok(tensor.data())
     };
     let gram = tensors.tensor(&format!("{module}.gram"));
     let width = gram.ok().and_then(|gram| gram.shape().first().copied()).unwrap_or(0);
@@ -65,10 +65,14 @@ fn layer(path: &Path, tensors: &SafeTensors<'_>, module: &str) -> Result<LayerSt
     Ok(LayerStatistics {
         width,
         tokens: tokens.iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte)),
-        gram: bytemuck::pod_collect_to_vec(&read("gram", Dtype::F32, &[width, width])?),
-        sum_absolute: bytemuck::pod_collect_to_vec(&read("sum_absolute", Dtype::F64, &[width])?),
-        sum_square: bytemuck::pod_collect_to_vec(&read("sum_square", Dtype::F64, &[width])?),
+        gram: numbers(read("gram", Dtype::F32, &[width, width])?, f32::from_le_bytes),
+        sum_absolute: numbers(read("sum_absolute", Dtype::F64, &[width])?, f64::from_le_bytes),
+        sum_square: numbers(read("sum_square", Dtype::F64, &[width])?, f64::from_le_bytes),
     })
+}
+
+fn numbers<T, const N: usize>(bytes: &[u8], number: fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks().0.iter().map(|bytes| number(*bytes)).collect()
 }
 
 fn wrong(path: &Path, what: String) -> CalibrationError {

@@ -7,23 +7,23 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Map, Value, json};
 use std::{fs, path::Path};
 
-pub const HIDDEN: usize = 16;
-pub const INTERMEDIATE: usize = 24;
-pub const HEADS: usize = 4;
-pub const KV_HEADS: usize = 2;
-pub const HEAD_WIDTH: usize = 6;
-pub const LAYERS: usize = 3;
-pub const WORDS: usize = 40;
-pub const POSITIONS: usize = 600;
+pub(crate) const HIDDEN: usize = 16;
+pub(crate) const INTERMEDIATE: usize = 24;
+pub(crate) const HEADS: usize = 4;
+pub(crate) const KV_HEADS: usize = 2;
+pub(crate) const HEAD_WIDTH: usize = 6;
+pub(crate) const LAYERS: usize = 3;
+pub(crate) const WORDS: usize = 40;
+pub(crate) const POSITIONS: usize = 600;
 
 /// Writes the model into `folder` and opens it.
-pub fn checkpoint(folder: &Path) -> Checkpoint {
+pub(crate) fn checkpoint(folder: &Path) -> Checkpoint {
     write(folder, |_, _| {});
     Checkpoint::open(folder.to_str().unwrap()).unwrap()
 }
 
 /// Writes the model into `folder`; `change` may alter a tensor's numbers.
-pub fn write(folder: &Path, change: impl Fn(&str, &mut Vec<f32>)) {
+pub(crate) fn write(folder: &Path, change: impl Fn(&str, &mut Vec<f32>)) {
     let config = json!({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
