@@ -260,6 +260,7 @@ fn matrix_of(report: &LayerReport, file: &SafeTensors<'_>) -> Result<QuantizedMa
 mod tests {
     use super::*;
     use kernels::{ActOrder, QuantSpec, ScaleSearch};
+    use model::Linear;
     use serde_json::json;
 
     fn solved(name: &str, outputs: usize, inputs: usize) -> Solved {
@@ -281,17 +282,14 @@ mod tests {
             zeros: (0..outputs * groups).map(|i| (1 + i % 15) as u8).collect(),
             group_index: (0..inputs).rev().map(|i| (i / 8) as u32).collect(),
         };
+        let linear = Linear { name: name.to_owned(), inputs, outputs, weight: Vec::new(), bias: None };
         let report = LayerReport {
-            module: name.to_owned(),
-            outputs,
-            inputs,
-            spec,
             tokens: 7,
             error_round_to_nearest: Some(1.0 / 3.0),
             error: Some(1e-300),
-            factorization: None,
             dead_columns: vec![3],
             seconds: 0.25,
+            ..LayerReport::unmeasured(&linear, &spec)
         };
         (matrix, report)
     }
@@ -352,7 +350,10 @@ mod tests {
 
     #[test]
     fn differences_name_fields_that_came_and_went() {
-        let found = differences(&json!({"a": 1, "b": [1, 2], "c": {"d": "x"}}), &json!({"b": [1, 3], "c": {"d": "x", "e": null, "f": 2}}));
+        let found = differences(
+            &json!({"a": 1, "b": [1, 2], "c": {"d": "x"}}),
+            &json!({"b": [1, 3], "c": {"d": "x", "e": null, "f": 2}}),
+        );
         assert_eq!(found, ["a: 1 → nothing", "b.1: 2 → 3", "c.f: nothing → 2"]);
         assert_eq!(listed(&["a".into(), "b".into(), "c".into(), "d".into(), "e".into()]), "a, b, c, d and 1 more");
     }

@@ -6,7 +6,7 @@ use crate::{
 };
 use calibration::{Inputs, Sequence, WindowOptions};
 use kernels::{ActOrder, QuantSpec, ScaleSearch};
-use model::{Config, Stage, config::LinearLayout, format::gptq::Version};
+use model::{Config, Stage, config::LinearLayout, format::gptq::{self, Version}};
 use serde::{Deserialize, Serialize};
 
 /// How weights become integers.
@@ -120,7 +120,7 @@ impl Options {
         if modules.iter().all(|module| module.spec.is_none()) {
             return Err(QuantizeError::Option("nothing is left to quantize: every linear is skipped".to_owned()));
         }
-        let warnings = crate::warnings::of(&modules, &spec);
+        let warnings = crate::warnings::of(&modules, self.zero_points, config);
         Ok(ValidPlan { options: self, spec, modules, warnings })
     }
 
@@ -144,6 +144,7 @@ impl Options {
             let mut own = *spec;
             overrides.iter().filter(|o| o.matches(&module.name)).for_each(|o| o.apply(&mut own));
             own.check().map_err(|source| QuantizeError::Spec { module: module.name.clone(), source })?;
+            gptq::check_shape(&module.name, module.outputs, module.inputs)?;
             module.spec = Some(own);
         }
         Ok(())
