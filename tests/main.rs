@@ -1,2 +1,6 @@
-#[test]
-fn t() {}
+//! Tests that cross a crate border, a module per topic.
+//!
+//! Tests that need the real models are `#[ignore]`d, so that a run without them counts them as ignored; run them with
+//! `CALIPER_MODELS` (folder of the models) and `CALIPER_SHARED` (folder of texts and goldens) set, and `--ignored`.
+
+mod arrows;

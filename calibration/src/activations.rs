@@ -1,1 +1,155 @@
 //! The running activations of all windows, in memory or in a memory-mapped temporary file.
+//!
+//! ```text
+//! Layout   window 0 | window 1 window 2 window 3 | window 4 | ...        batches of whole windows, at least 512 tokens
+//! Area     slot of batch 0: tokens(batch) * widest float32 | slot of batch 1 | ...
+//! ```
+//!
+//! Within its slot a batch's rows lie densely in their present width, `[tokens, width]` with `width <= widest`, so that
+//! one slot serves all stages of a block and statistics run over whole batches. The cut into batches follows from the
+//! windows' lengths alone: results depend neither on the number of threads nor on where an area lives.
+
+use crate::CalibrationError;
+use memmap2::MmapMut;
+use std::{io::Write, ops::Range, path::Path};
+
+/// A batch is closed when it holds this many tokens: enough for a Gram product to be worth its pass over the matrix.
+const BATCH_TOKENS: usize = 512;
+
+/// The windows' lengths and their cut into batches.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    lengths: Vec<usize>,
+    batches: Vec<Range<usize>>,
+}
+
+impl Layout {
+    /// The layout of windows of these lengths.
+    pub fn new(lengths: Vec<usize>) -> Self {
+        let mut batches = Vec::new();
+        let (mut first, mut tokens) = (0, 0);
+        for (window, length) in lengths.iter().enumerate() {
+            tokens += length;
+            if tokens >= BATCH_TOKENS || window + 1 == lengths.len() {
+                batches.push(first..window + 1);
+                (first, tokens) = (window + 1, 0);
+            }
+        }
+        Self { lengths, batches }
+    }
+
+    /// The windows of each batch.
+    pub fn batches(&self) -> &[Range<usize>] {
+        &self.batches
+    }
+
+    /// The lengths of the windows in `batch`.
+    pub fn lengths(&self, batch: &Range<usize>) -> &[usize] {
+        &self.lengths[batch.clone()]
+    }
+
+    /// Tokens in `batch`.
+    pub fn rows(&self, batch: &Range<usize>) -> usize {
+        self.lengths(batch).iter().sum()
+    }
+
+    /// Tokens in all windows.
+    pub fn tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+}
+
+/// Rows for every token of a [`Layout`], a slot for each batch.
+pub struct Area {
+    storage: Storage,
+    widest: usize,
+    rows: Vec<usize>,
+}
+
+enum Storage {
+    Memory(Vec<f32>),
+    Spilled(MmapMut),
+}
+
+impl Area {
+    /// An area for rows of at most `widest` numbers; in memory if it takes at most `memory` bytes, else in a temporary
+    /// file in `folder`, which has no name and vanishes with the process. The file's space is taken at once, so that a
+    /// full disk is an error here and not a fault later.
+    pub fn new(layout: &Layout, widest: usize, memory: usize, folder: &Path) -> Result<Self, CalibrationError> {
+        let rows: Vec<usize> = layout.batches().iter().map(|batch| layout.rows(batch)).collect();
+        let bytes = layout.tokens().checked_mul(widest).and_then(|count| count.checked_mul(size_of::<f32>()));
+        let bytes = bytes.ok_or_else(|| {
+            let what = format!("{} tokens of width {widest} don't fit the address space", layout.tokens());
+            CalibrationError::Option(what)
+        })?;
+        let storage = if bytes <= memory {
+            Storage::Memory(vec![0.0; bytes / size_of::<f32>()])
+        } else {
+            let map = spill(bytes, folder).map_err(|source| {
+                let what = format!("a temporary file of {bytes} bytes in {}: {source}", folder.display());
+                std::io::Error::new(source.kind(), what)
+            })?;
+            Storage::Spilled(map)
+        };
+        Ok(Self { storage, widest, rows })
+    }
+
+    /// Bytes that the area takes.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.numbers())
+    }
+
+    /// Whether the area lives in a file.
+    pub fn is_spilled(&self) -> bool {
+        matches!(self.storage, Storage::Spilled(_))
+    }
+
+    /// The slots of all batches, in order; each holds `rows * widest` numbers.
+    pub fn slots_mut(&mut self) -> Vec<&mut [f32]> {
+        let mut rest: &mut [f32] = match &mut self.storage {
+            Storage::Memory(numbers) => numbers,
+            Storage::Spilled(map) => bytemuck::cast_slice_mut(map),
+        };
+        let mut slots = Vec::with_capacity(self.rows.len());
+        for rows in &self.rows {
+            let (slot, after) = std::mem::take(&mut rest).split_at_mut(rows * self.widest);
+            slots.push(slot);
+            rest = after;
+        }
+        slots
+    }
+
+    /// The rows of each batch, in order, at their present `width`: `[rows, width]`.
+    pub fn batches(&self, width: usize) -> impl Iterator<Item = &[f32]> {
+        assert!(width <= self.widest, "rows of {width} numbers in an area made for {}", self.widest);
+        let mut rest = self.numbers();
+        self.rows.iter().map(move |rows| {
+            let (slot, after) = rest.split_at(rows * self.widest);
+            rest = after;
+            &slot[..rows * width]
+        })
+    }
+
+    fn numbers(&self) -> &[f32] {
+        match &self.storage {
+            Storage::Memory(numbers) => numbers,
+            Storage::Spilled(map) => bytemuck::cast_slice(map),
+        }
+    }
+}
+
+/// Maps a new unnamed file of `bytes` zeros.
+#[allow(unsafe_code)]
+fn spill(bytes: usize, folder: &Path) -> std::io::Result<MmapMut> {
+    let mut file = tempfile::tempfile_in(folder)?;
+    let zeros = vec![0; bytes.min(1 << 20)];
+    let mut left = bytes;
+    while left > 0 {
+        let count = left.min(zeros.len());
+        file.write_all(&zeros[..count])?;
+        left -= count;
+    }
+    // SAFETY: the file was created just now without a name, so no other process can open it, and the only handle is
+    // dropped at the end of this function; nothing truncates or writes it while it is mapped.
+    unsafe { MmapMut::map_mut(&file) }
+}

@@ -26,6 +26,14 @@ pub enum CalibrationError {
     /// An option or source that can't be followed.
     #[error("{0}")]
     Option(String),
+    /// Activations that are no numbers.
+    #[error(
+        "the input of `{module}` is not finite over the calibration windows: the model overflows there, so no statistics can be captured; check the checkpoint, or the replaced weights of the layers before"
+    )]
+    NotFinite {
+        /// The first linear that reads the input.
+        module: String,
+    },
     /// A temporary file for activations.
     #[error("activations: {0}")]
     Spill(#[from] std::io::Error),

@@ -9,10 +9,11 @@ pub mod domain;
 pub mod driver;
 pub mod error;
 pub mod manifest;
+mod pass;
 pub mod statistics;
 pub mod window;
 
-pub use driver::{Inputs, Sequence, Visitor};
+pub use driver::{DriveReport, DriverOptions, Inputs, Sequence, Visitor, drive};
 pub use error::CalibrationError;
 pub use manifest::Manifest;
 pub use statistics::LayerStatistics;

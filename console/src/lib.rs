@@ -4,6 +4,7 @@
 
 pub mod exit;
 pub mod files;
+pub mod generated;
 pub mod machine;
 pub mod progress;
 pub mod table;
