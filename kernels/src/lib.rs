@@ -12,6 +12,8 @@ pub mod activation;
 pub mod attention;
 pub mod block_solve;
 pub mod cholesky;
+mod dispatch;
+mod exponential;
 pub mod gemm;
 pub mod gram;
 pub mod grid;
@@ -21,6 +23,8 @@ pub mod norm;
 pub mod pack;
 pub mod rope;
 pub mod spec;
+#[cfg(test)]
+mod testing;
 
 pub use matrix::QuantizedMatrix;
 pub use spec::{ActOrder, QuantSpec, ScaleSearch, SpecError};

@@ -1,9 +1,40 @@
 //! [`Checkpoint`]: a model on disk, opened; weights stay in the memory map until a block is asked for.
+//!
+//! Opening reads the description and the tokenizer and checks every tensor's name and shape against the description, in
+//! both directions: what is missing and what nobody would use are refused alike.
 
-use crate::{Config, ModelError, decoder::Block, format::TensorSource};
+use crate::{
+    Config, ModelError,
+    config::{self, layout},
+    decoder::{Block, Head, RopeTables},
+    demo,
+    format::{TensorSource, gguf::GgufFile, gptq::GptqFolder, huggingface::SafetensorsFolder},
+    hub::{self, HubId},
+    text,
+};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use serde_json::Value;
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokenizers::Tokenizer;
+
+/// Files that a Hugging Face folder may hold beside `config.json` and the tensors.
+const COMPANIONS: [&str; 10] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
 
 /// One file a checkpoint was read from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,51 +60,248 @@ pub struct Checkpoint {
     /// Its tensors under Hugging Face names.
     pub tensors: Box<dyn TensorSource>,
     /// `config.json` as a Hugging Face loader expects it (made up from the metadata for a GGUF file).
-    pub config_json: serde_json::Value,
+    pub config_json: Value,
     /// Where it lies: the folder, or the GGUF file.
     pub path: PathBuf,
     /// Companion files made up from metadata (GGUF): (name, bytes). A Hugging Face folder's are copied instead.
     pub companions: Vec<(String, Vec<u8>)>,
+    files: Vec<PathBuf>,
+    ropes: Arc<RopeTables>,
 }
 
 impl Checkpoint {
     /// Opens a folder, a GGUF file, `demo`, or `org/name[@revision]` on the hub.
     pub fn open(reference: &str) -> Result<Self, ModelError> {
-        let _ = reference;
-        todo!("model helper")
+        let path = Path::new(reference);
+        let gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        let refuse = |what: &str| Err(ModelError::Reference { reference: reference.to_owned(), what: what.to_owned() });
+        if reference == "demo" {
+            Self::open_folder(reference, &demo::folder()?)
+        } else if path.is_dir() {
+            Self::open_folder(reference, path)
+        } else if path.is_file() && gguf {
+            Self::open_gguf(reference, path)
+        } else if path.exists() {
+            refuse("is neither a folder nor a .gguf file; give the folder that holds config.json")
+        } else if let (false, Some(id)) = (gguf || looks_like_path(reference), HubId::parse(reference)) {
+            Self::open_folder(reference, &hub::model_folder(&id)?)
+        } else {
+            refuse("there is no such folder or .gguf file, and it is no hub id of the form org/name[@revision]")
+        }
+    }
+
+    fn open_folder(reference: &str, folder: &Path) -> Result<Self, ModelError> {
+        let config_path = folder.join("config.json");
+        let config_json = read_json(&config_path)?;
+        let config = Config::from_json(&config_json, &config_path)?;
+        let safetensors = SafetensorsFolder::open(folder)?;
+        let mut files: Vec<PathBuf> = safetensors.files().map(Path::to_path_buf).collect();
+        let others = COMPANIONS.iter().chain(&["config.json", "quantize_config.json"]).map(|name| folder.join(name));
+        files.extend(others.filter(|path| path.is_file()));
+        files.sort();
+        let tensors: Box<dyn TensorSource> = match config::quantization_method(&config_json, &config_path)? {
+            None => Box::new(safetensors),
+            Some(_) => Box::new(GptqFolder::open(safetensors, &config_json, folder)?),
+        };
+        let tokenizer = read_tokenizer(folder)?;
+        let chat_template = read_chat_template(folder)?;
+        let path = folder.to_path_buf();
+        Self { chat_template, files, path, ..Self::new(reference, config, config_json, tokenizer, tensors) }.checked()
+    }
+
+    fn open_gguf(reference: &str, path: &Path) -> Result<Self, ModelError> {
+        let file = GgufFile::open(path)?;
+        let config_json = file.config_json()?;
+        let config = Config::from_json(&config_json, path)?;
+        let (tokenizer, companions, chat_template) = (file.tokenizer()?, file.companion_files()?, file.chat_template());
+        let opened = Self::new(reference, config, config_json, tokenizer, Box::new(file));
+        let (files, path) = (vec![path.to_path_buf()], path.to_path_buf());
+        Self { chat_template, companions, files, path, ..opened }.checked()
+    }
+
+    fn new(
+        reference: &str,
+        config: Config,
+        config_json: Value,
+        tokenizer: Tokenizer,
+        tensors: Box<dyn TensorSource>,
+    ) -> Self {
+        Self {
+            reference: reference.to_owned(),
+            ropes: Arc::new(RopeTables::new(&config.ropes)),
+            config,
+            tokenizer,
+            chat_template: None,
+            tensors,
+            config_json,
+            path: PathBuf::new(),
+            companions: Vec::new(),
+            files: Vec::new(),
+        }
+    }
+
+    /// Holds the tensors against the description.
+    fn checked(self) -> Result<Self, ModelError> {
+        let names: BTreeSet<String> = self.tensors.names().into_iter().collect();
+        let layers = (0..self.config.layers.len()).flat_map(|layer| self.config.layer_tensors(layer));
+        let wanted: HashMap<String, Vec<usize>> = layers.chain(self.config.outer_tensors()).collect();
+        // In the order of their names, so that the first complaint is always the same.
+        let mut sorted: Vec<_> = wanted.iter().collect();
+        sorted.sort();
+        for (name, wanted_shape) in sorted {
+            if !names.contains(name) {
+                return Err(tensor_error(name, "the configuration needs it, but the checkpoint lacks it".to_owned()));
+            }
+            let shape = self.tensors.shape(name)?;
+            if shape != *wanted_shape {
+                let what = format!("has shape {shape:?}, but the configuration needs {wanted_shape:?}");
+                return Err(tensor_error(name, what));
+            }
+        }
+        for name in names.iter().filter(|name| !wanted.contains_key(*name)) {
+            self.check_superfluous(name)?;
+        }
+        Ok(self)
+    }
+
+    /// Lets pass only tensors that the description has no use for and that can't matter: stored rope frequencies, biases
+    /// that are zero throughout (some quantizers write them), a head equal to the embedding it is tied to.
+    fn check_superfluous(&self, name: &str) -> Result<(), ModelError> {
+        let idle = if name.ends_with("rotary_emb.inv_freq") {
+            true
+        } else if name.ends_with(".bias") {
+            self.tensors.read(name)?.iter().all(|value| *value == 0.0)
+        } else if name == layout::HEAD {
+            self.tensors.read(name)? == self.tensors.read(layout::EMBEDDING)?
+        } else {
+            false
+        };
+        if idle {
+            return Ok(());
+        }
+        let what = match name {
+            layout::HEAD => "differs from the embedding, but the configuration ties the two (`tie_word_embeddings`)",
+            _ => "is in the checkpoint, but the configuration has no use for it",
+        };
+        Err(tensor_error(name, what.to_owned()))
     }
 
     /// Block `index`, weights in float32.
     pub fn block(&self, index: usize) -> Result<Block, ModelError> {
-        let _ = index;
-        todo!("model helper")
+        Block::read(&self.config, self.tensors.as_ref(), Arc::clone(&self.ropes), index)
     }
 
     /// Embeddings of `tokens`, scaled as the model wants: `[tokens.len(), hidden_size]`.
     pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
-        let _ = tokens;
-        todo!("model helper")
+        let mut embeddings = self.tensors.read_rows(layout::EMBEDDING, tokens)?;
+        if self.config.embedding_scale != 1.0 {
+            embeddings.iter_mut().for_each(|value| *value *= self.config.embedding_scale);
+        }
+        Ok(embeddings)
     }
 
     /// The final norm and the head, in float32.
-    pub fn head(&self) -> Result<crate::decoder::Head, ModelError> {
-        todo!("model helper")
+    pub fn head(&self) -> Result<Head, ModelError> {
+        let name = if self.config.tied_head { layout::EMBEDDING } else { layout::HEAD };
+        let (weight, norm) = (self.tensors.read(name)?, self.tensors.read(layout::FINAL_NORM)?);
+        Ok(Head { weight, norm, config: self.config.clone() })
+    }
+
+    /// The residual stream after the last block, `[tokens.len(), hidden_size]`, reading each block once. For a single
+    /// window; whoever has many walks block by block.
+    pub fn hidden_states(&self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let layers = 0..self.config.layers.len();
+        layers
+            .into_iter()
+            .try_fold(self.embed(tokens)?, |hidden, layer| Ok(self.block(layer)?.forward(hidden, &mut |_, _| {})))
     }
 
     /// Every file the checkpoint consists of, hashed (reads them whole).
     pub fn source_files(&self) -> Result<Vec<SourceFile>, ModelError> {
-        todo!("model helper")
+        let describe = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let bytes = fs::metadata(path).map_err(ModelError::io(path))?.len();
+            Ok(SourceFile { name, bytes, sha256: text::sha256_of_file(path)? })
+        };
+        self.files.iter().map(describe).collect()
     }
 
     /// Writes tokenizer, generation config and chat template into `folder` as a Hugging Face loader expects them,
     /// copied where the source has them, else rebuilt; `config.json` is not among them. Returns the names written.
     pub fn copy_companions(&self, folder: &Path) -> Result<Vec<String>, ModelError> {
-        let _ = folder;
-        todo!("model helper")
+        let mut written = Vec::new();
+        if self.path.is_dir() {
+            for name in COMPANIONS.iter().filter(|name| self.path.join(name).is_file()) {
+                let from = self.path.join(name);
+                let content = fs::read(&from).map_err(ModelError::io(&from))?;
+                written.push(write(folder, name, &content)?);
+            }
+            return Ok(written);
+        }
+        let tokenizer = self.tokenizer.to_string(true).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+        written.push(write(folder, "tokenizer.json", tokenizer.as_bytes())?);
+        for (name, content) in &self.companions {
+            written.push(write(folder, name, content)?);
+        }
+        Ok(written)
     }
 
     /// Names of all tensors that belong to no block (embedding, final norm, head), in the order of the checkpoint.
     pub fn outer_tensors(&self) -> Vec<String> {
-        todo!("model helper")
+        let outer: BTreeSet<String> = self.config.outer_tensors().into_iter().map(|(name, _)| name).collect();
+        self.tensors.names().into_iter().filter(|name| outer.contains(name)).collect()
     }
+}
+
+fn tensor_error(name: &str, what: String) -> ModelError {
+    ModelError::Tensor { tensor: name.to_owned(), what }
+}
+
+/// Whether `reference` can only be meant as a path on this machine.
+fn looks_like_path(reference: &str) -> bool {
+    reference.starts_with(['.', '/', '~']) || Path::new(reference).is_absolute()
+}
+
+fn read_json(path: &Path) -> Result<Value, ModelError> {
+    let text = fs::read_to_string(path).map_err(ModelError::io(path))?;
+    serde_json::from_str(&text).map_err(|e| ModelError::malformed(path, format!("is not JSON: {e}")))
+}
+
+fn write(folder: &Path, name: &str, content: &[u8]) -> Result<String, ModelError> {
+    let path = folder.join(name);
+    fs::write(&path, content).map_err(ModelError::io(&path))?;
+    Ok(name.to_owned())
+}
+
+fn read_tokenizer(folder: &Path) -> Result<Tokenizer, ModelError> {
+    let path = folder.join("tokenizer.json");
+    if !path.is_file() {
+        let what =
+            "has no `tokenizer.json`, the only form of tokenizer read here; save the model's fast tokenizer there";
+        return Err(ModelError::malformed(folder, what));
+    }
+    Tokenizer::from_file(&path).map_err(|e| ModelError::malformed(&path, format!("is not a tokenizer: {e}")))
+}
+
+/// `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`: a text, or a list of named ones of which
+/// `default` is meant.
+fn read_chat_template(folder: &Path) -> Result<Option<String>, ModelError> {
+    let own_file = folder.join("chat_template.jinja");
+    if own_file.is_file() {
+        return fs::read_to_string(&own_file).map(Some).map_err(ModelError::io(&own_file));
+    }
+    let settings_path = folder.join("tokenizer_config.json");
+    if !settings_path.is_file() {
+        return Ok(None);
+    }
+    let settings = read_json(&settings_path)?;
+    Ok(match settings.get("chat_template") {
+        Some(Value::String(template)) => Some(template.clone()),
+        Some(Value::Array(named)) => named
+            .iter()
+            .find(|entry| entry["name"] == "default")
+            .and_then(|entry| entry["template"].as_str())
+            .map(str::to_owned),
+        _ => None,
+    })
 }

@@ -1,1 +1,36 @@
-//! placeholder
+//! Quantizing a model: round-to-nearest and GPTQ, from a checkpoint and a calibration text to a proven checkpoint.
+//!
+//! ```text
+//! Options ─plan─▶ ValidPlan ─job─▶ blocks, one at a time ─gptq | rtn─▶ journal ─write, prove, card─▶ OUT
+//! ```
+//!
+//! [`gptq`] is the method, over [`order`] and [`hessian`]; [`visitor`] hangs it into the calibration driver; [`journal`]
+//! keeps what is finished; [`job`] is the whole run. Knows nothing of metrics: what a checkpoint is worth is measured
+//! on the checkpoint, by another program.
+
+pub mod card;
+pub mod error;
+pub mod gptq;
+pub mod hessian;
+pub mod job;
+pub mod journal;
+pub mod measure;
+pub mod order;
+pub mod overrides;
+pub mod plan;
+pub mod preflight;
+pub mod prove;
+pub mod report;
+pub mod rtn;
+pub mod solver;
+pub mod stub;
+pub mod visitor;
+pub mod warnings;
+
+pub use error::QuantizeError;
+pub use hessian::Hessian;
+pub use job::{Job, Request};
+pub use journal::Journal;
+pub use plan::{Method, Options, ValidPlan};
+pub use report::Outcome;
+pub use solver::{LayerReport, Solver};

@@ -1,1 +1,56 @@
-fn main() {}
+//! The binary `quantize`: parse, prepare, say what will be done, do it, say what came of it.
+
+mod cli;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser};
+use cli::{Cli, Command};
+use console::Exit;
+use quantize::Job;
+use std::io::Write;
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    console::run(|| match cli.command {
+        Some(Command::Inspect { path, json }) => inspect(&path, json),
+        Some(Command::Generate { kind }) => {
+            console::generated::write(kind, Cli::command(), &mut std::io::stdout())?;
+            Ok(Exit::Done)
+        }
+        None => run(cli.run),
+    })
+}
+
+fn run(arguments: cli::Run) -> anyhow::Result<Exit> {
+    let (request, wishes) = arguments.request()?;
+    rayon::ThreadPoolBuilder::new().num_threads(request.threads).build_global().context("starting threads")?;
+    let job = Job::prepare(request)?;
+    say(&job.describe());
+    if wishes.dry_run {
+        print(&if wishes.json { serde_json::to_string_pretty(&job.cost)? } else { job.cost.text() })?;
+        job.cost.check()?;
+        return Ok(Exit::Done);
+    }
+    say(&job.cost.text());
+    let outcome = job.run()?;
+    print(&if wishes.json { serde_json::to_string_pretty(&outcome)? } else { outcome.text() })?;
+    Ok(Exit::Done)
+}
+
+fn inspect(path: &str, json: bool) -> anyhow::Result<Exit> {
+    let checkpoint = model::Checkpoint::open(path)?;
+    let inspected = quantize::stub::inspect(&checkpoint)?;
+    print(&if json { serde_json::to_string_pretty(&inspected)? } else { quantize::report::inspection(&inspected) })?;
+    Ok(Exit::Done)
+}
+
+/// A result, to stdout.
+fn print(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("writing the result to stdout")
+}
+
+/// What is going on, to stderr.
+#[allow(clippy::print_stderr)]
+fn say(text: &str) {
+    eprintln!("{text}");
+}

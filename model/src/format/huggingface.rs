@@ -1,42 +1,223 @@
-//! Hugging Face folders: `config.json`, one or many safetensors with an index, tokenizer files.
+//! Hugging Face folders: one or many safetensors files, memory-mapped, many of them named by an index.
+//!
+//! ```text
+//! file     u64 length of the header, little-endian | header (JSON) | data
+//! header   tensor name -> dtype, shape, data_offsets (begin, end) in the data; may hold "__metadata__"
+//! index    model.safetensors.index.json: {"weight_map": {tensor name: file name}}
+//! ```
+//!
+//! The header is parsed and checked by the `safetensors` crate: offsets cover the data without gaps and agree with
+//! shapes and types. A file name in the index must be a plain name: it can't leave the folder.
 
 use crate::{
     ModelError,
     format::{StoredType, TensorSource},
 };
-use std::path::Path;
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    fs::{self, File},
+    path::{Component, Path, PathBuf},
+};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
 
 /// The memory-mapped safetensors files of a folder.
-pub struct SafetensorsFolder {}
+pub struct SafetensorsFolder {
+    files: Vec<(PathBuf, Mmap)>,
+    tensors: BTreeMap<String, Place>,
+    /// The index, if the folder has one.
+    index: Option<PathBuf>,
+}
+
+/// Where a tensor lies.
+struct Place {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Bytes in the file.
+    bytes: std::ops::Range<usize>,
+}
 
 impl SafetensorsFolder {
     /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` names.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
-        let _ = folder;
-        todo!("decoder helper")
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+        let mut opened = Self { files: Vec::new(), tensors: BTreeMap::new(), index: None };
+        if index.is_file() {
+            opened.map_shards(folder, &index)?;
+            opened.index = Some(index);
+        } else if single.is_file() {
+            opened.map(single)?;
+        } else {
+            let what = format!("has neither `{SINGLE}` nor `{INDEX}`; convert the weights to safetensors first");
+            return Err(ModelError::malformed(folder, what));
+        }
+        Ok(opened)
+    }
+
+    /// The files the tensors are read from, the index among them.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.index.iter().chain(self.files.iter().map(|(path, _)| path)).map(PathBuf::as_path)
     }
 
     /// The bytes of tensor `name` as stored, with its safetensors type and shape.
-    pub fn raw(&self, name: &str) -> Result<(safetensors::Dtype, Vec<usize>, &[u8]), ModelError> {
-        let _ = name;
-        todo!("decoder helper")
+    pub fn raw(&self, name: &str) -> Result<(Dtype, Vec<usize>, &[u8]), ModelError> {
+        let place = self.place(name)?;
+        Ok((place.dtype, place.shape.clone(), self.bytes(place)))
+    }
+
+    fn map_shards(&mut self, folder: &Path, index: &Path) -> Result<(), ModelError> {
+        let shards = shard_names(index)?;
+        let names: BTreeSet<&String> = shards.values().collect();
+        for name in names {
+            self.map(folder.join(name))?;
+        }
+        match shards.iter().find(|(tensor, _)| !self.tensors.contains_key(*tensor)) {
+            Some((tensor, shard)) => {
+                Err(ModelError::malformed(index, format!("places tensor `{tensor}` in `{shard}`, which lacks it")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn map(&mut self, path: PathBuf) -> Result<(), ModelError> {
+        let map = map(&path)?;
+        let wrong = |error: safetensors::SafeTensorError| {
+            let what = format!("not a whole safetensors file of {} bytes: {error}", map.len());
+            ModelError::malformed(&path, what)
+        };
+        let (header, _) = SafeTensors::read_metadata(&map).map_err(wrong)?;
+        let data = header + size_of::<u64>();
+        for (name, view) in SafeTensors::deserialize(&map).map_err(wrong)?.tensors() {
+            let begin = view.data().as_ptr() as usize - map.as_ptr() as usize;
+            debug_assert!(begin >= data, "views point into the data");
+            let place = Place {
+                file: self.files.len(),
+                dtype: view.dtype(),
+                shape: view.shape().to_vec(),
+                bytes: begin..begin + view.data().len(),
+            };
+            match self.tensors.entry(name) {
+                Entry::Vacant(entry) => entry.insert(place),
+                Entry::Occupied(entry) => {
+                    let first = self.files[entry.get().file].0.display().to_string();
+                    let what = format!("tensor `{}` is in `{first}` as well", entry.key());
+                    return Err(ModelError::malformed(&path, what));
+                }
+            };
+        }
+        self.files.push((path, map));
+        Ok(())
+    }
+
+    fn place(&self, name: &str) -> Result<&Place, ModelError> {
+        self.tensors.get(name).ok_or_else(|| tensor_error(name, "is missing in the safetensors files"))
+    }
+
+    fn bytes(&self, place: &Place) -> &[u8] {
+        &self.files[place.file].1[place.bytes.clone()]
     }
 }
 
 impl TensorSource for SafetensorsFolder {
     fn names(&self) -> Vec<String> {
-        todo!("decoder helper")
+        self.tensors.keys().cloned().collect()
     }
-    fn shape(&self, _name: &str) -> Result<Vec<usize>, ModelError> {
-        todo!("decoder helper")
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>, ModelError> {
+        Ok(self.place(name)?.shape.clone())
     }
-    fn stored_type(&self, _name: &str) -> Result<StoredType, ModelError> {
-        todo!("decoder helper")
+
+    fn stored_type(&self, name: &str) -> Result<StoredType, ModelError> {
+        let place = self.place(name)?;
+        match place.dtype {
+            Dtype::F32 => Ok(StoredType::F32),
+            Dtype::F16 => Ok(StoredType::F16),
+            Dtype::BF16 => Ok(StoredType::BF16),
+            Dtype::I32 | Dtype::U8 | Dtype::I8 | Dtype::U32 => Ok(StoredType::Quantized),
+            _ => Err(self.wrong_type(name, place)),
+        }
     }
-    fn read(&self, _name: &str) -> Result<Vec<f32>, ModelError> {
-        todo!("decoder helper")
+
+    fn read(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        let place = self.place(name)?;
+        to_f32(place.dtype, self.bytes(place)).ok_or_else(|| self.wrong_type(name, place))
     }
-    fn read_rows(&self, _name: &str, _rows: &[u32]) -> Result<Vec<f32>, ModelError> {
-        todo!("decoder helper")
+
+    fn read_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let place = self.place(name)?;
+        let [height, width] = place.shape[..] else {
+            return Err(tensor_error(name, &format!("has shape {:?}, but rows are asked for", place.shape)));
+        };
+        let bytes = self.bytes(place);
+        let row_bytes = bytes.len().checked_div(height).unwrap_or(0);
+        let mut values = Vec::with_capacity(rows.len() * width);
+        for &row in rows {
+            if row as usize >= height {
+                return Err(tensor_error(name, &format!("has {height} rows, row {row} is asked for")));
+            }
+            let row = &bytes[row as usize * row_bytes..][..row_bytes];
+            values.extend(to_f32(place.dtype, row).ok_or_else(|| self.wrong_type(name, place))?);
+        }
+        Ok(values)
     }
+}
+
+impl SafetensorsFolder {
+    fn wrong_type(&self, name: &str, place: &Place) -> ModelError {
+        ModelError::Unsupported {
+            path: self.files[place.file].0.clone(),
+            what: format!("reading tensor `{name}` of type {}", place.dtype),
+        }
+    }
+}
+
+fn tensor_error(name: &str, what: &str) -> ModelError {
+    ModelError::Tensor { tensor: name.to_owned(), what: what.to_owned() }
+}
+
+/// Little-endian floats to float32; `None` for other types.
+pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    match dtype {
+        Dtype::F32 => Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
+        Dtype::BF16 => Some(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect()),
+        Dtype::F16 => {
+            let halves: Vec<f16> = bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b)).collect();
+            Some(halves.to_f32_vec())
+        }
+        _ => None,
+    }
+}
+
+/// Maps the file at `path`.
+#[allow(unsafe_code)]
+fn map(path: &Path) -> Result<Mmap, ModelError> {
+    let file = File::open(path).map_err(ModelError::io(path))?;
+    // SAFETY: the map is only ever read, as bytes, for which any content is valid. Someone who truncates the file while
+    // it is mapped ends this process by a signal; that is the accepted price of not copying a checkpoint into memory.
+    unsafe { Mmap::map(&file) }.map_err(ModelError::io(path))
+}
+
+/// The `weight_map` of an index: tensor to file name, every name checked to stay in the folder.
+fn shard_names(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = fs::read_to_string(index).map_err(ModelError::io(index))?;
+    let parsed: Index = serde_json::from_str(&text).map_err(|e| ModelError::malformed(index, e.to_string()))?;
+    for (tensor, file) in &parsed.weight_map {
+        let mut parts = Path::new(file).components();
+        let plain =
+            matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == file.as_str());
+        if !plain || file.contains('\\') {
+            let what = format!("places tensor `{tensor}` in `{file}`, which is not a plain file name");
+            return Err(ModelError::malformed(index, what));
+        }
+    }
+    Ok(parsed.weight_map)
 }

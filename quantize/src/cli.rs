@@ -1,0 +1,379 @@
+//! The command line of `quantize`, and from it a [`Request`].
+
+use anyhow::{Context, bail};
+use calibration::{Inputs, Packing, Sequence, WindowOptions};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use console::generated::Kind;
+use kernels::{ActOrder, ScaleSearch};
+use model::format::gptq::Version;
+use quantize::{Method, Options, Request};
+use std::{path::PathBuf, thread};
+
+/// Quantize a language model to 2, 3, 4 or 8 bits
+///
+/// Reads a model and a calibration text and writes a GPTQ checkpoint that other tools load. The work is done a decoder
+/// block at a time; killed at any moment and started again with the same command, it goes on after the last finished
+/// block, and the result is the same bytes. What was written is read back and compared before success is reported.
+#[derive(Parser)]
+#[command(name = "quantize", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+/// What else can be done.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Show what a checkpoint holds
+    ///
+    /// Prints tensors, bits per weight measured on disk, settings and what each runtime will do with the checkpoint,
+    /// for any checkpoint, made by this tool or not.
+    Inspect {
+        /// A checkpoint: folder, GGUF file, hub id, or `demo`
+        #[arg(value_name = "PATH")]
+        path: String,
+        /// Print one JSON object instead of tables
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write the man page, the reference page or shell completions to stdout
+    #[command(hide = true)]
+    Generate {
+        /// What to write
+        kind: Kind,
+    },
+}
+
+/// The arguments of a quantization.
+#[derive(Args)]
+pub(crate) struct Run {
+    /// The model: a Hugging Face folder, a GGUF file, `org/name[@revision]` on the hub, or `demo`
+    #[arg(value_name = "MODEL", required = true)]
+    model: Option<String>,
+    /// Folder for the checkpoint
+    ///
+    /// It appears when everything is written and proven; until then the work lies in OUT.partial beside it.
+    #[arg(long, value_name = "FOLDER", required = true)]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    weights: Weights,
+    #[command(flatten)]
+    text: Text,
+    #[command(flatten)]
+    resources: Resources,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// How weights become integers.
+#[derive(Args)]
+#[command(next_help_heading = "Quantization")]
+#[command(group = ArgGroup::new("grid").args(["symmetric", "asymmetric"]))]
+struct Weights {
+    /// How weights become integers
+    #[arg(long, value_enum, default_value_t = MethodName::Gptq)]
+    method: MethodName,
+    /// Bits per weight: 2, 3, 4 or 8
+    #[arg(long, value_name = "BITS", default_value_t = 4)]
+    bits: u32,
+    /// Input columns that share a scale: 8 or more, or -1 for one group per row
+    ///
+    /// Where it does not divide a layer's width the last group is shorter, which some loaders refuse; a warning says
+    /// which, and which sizes would divide.
+    #[arg(long, value_name = "COLUMNS", default_value_t = 128, allow_negative_numbers = true)]
+    group_size: i64,
+    /// Grids symmetric around zero: what every runtime loads (the default)
+    #[arg(long)]
+    symmetric: bool,
+    /// Grids with a zero-point of their own: more accurate, but Marlin kernels refuse them
+    #[arg(long)]
+    asymmetric: bool,
+    /// Order in which GPTQ visits columns
+    #[arg(long, value_enum, default_value_t = OrderName::Static)]
+    act_order: OrderName,
+    /// How the scale of a group is found
+    #[arg(long, value_enum, default_value_t = SearchName::Minmax)]
+    scale_search: SearchName,
+    /// Added to the Hessian's diagonal, as a share of its mean; raised if the factorization fails, which is reported
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    damping: f64,
+    /// Whose outputs a layer sees while it is quantized
+    #[arg(long, value_enum, default_value_t = InputsName::Quantized)]
+    inputs: InputsName,
+    /// Whether the modules of a layer are quantized one after the other or all at once
+    #[arg(long, value_enum, default_value_t = SequenceName::Module)]
+    sequence: SequenceName,
+    /// Other bits or group size for the modules that a glob matches
+    ///
+    /// `GLOB:bits=8,group-size=64`, for instance '*.down_proj:bits=8'. May be given several times; later ones win.
+    #[arg(long = "override", value_name = "GLOB:SETTINGS")]
+    overrides: Vec<String>,
+    /// Leave the modules that a glob matches in full precision; may be given several times
+    #[arg(long, value_name = "GLOB")]
+    skip: Vec<String>,
+    /// How zero-points are stored: v1 is what every loader reads, v2 also holds a zero-point of 0
+    #[arg(long, value_enum, default_value_t = ZeroPointsName::V1)]
+    zero_points: ZeroPointsName,
+}
+
+/// What it is calibrated on.
+#[derive(Args)]
+#[command(next_help_heading = "Calibration")]
+struct Text {
+    /// Calibration text: file, folder or glob (text, JSON lines, Parquet, CSV), `hub:org/name/path`, `demo:prose`,
+    /// `demo:code` or `random-tokens`, with its share of the windows
+    ///
+    /// May be given several times. The model `demo` has its own (demo:prose and demo:code); `--method rtn` needs none,
+    /// but measures layer errors only if there is one.
+    #[arg(long, value_name = "SOURCE[=WEIGHT]")]
+    calibration: Vec<String>,
+    /// Windows cut from the text [default: 128, for the model `demo` 64]
+    #[arg(long, value_name = "COUNT")]
+    samples: Option<usize>,
+    /// Tokens per window, cut to the longest the model takes [default: 2048, for the model `demo` 256]
+    #[arg(long, value_name = "TOKENS")]
+    sequence_length: Option<usize>,
+    /// Seed of the places where windows are cut
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    seed: u64,
+    /// How text becomes windows
+    ///
+    /// `concat` joins all documents and cuts at random; `document` takes one window from each; `chat` applies the
+    /// model's chat template to message lists first.
+    #[arg(long, value_name = "PACKING", default_value = "concat", value_parser = packing)]
+    packing: Packing,
+    /// Column of JSON lines, CSV or Parquet that holds the text [default: text, content or messages]
+    #[arg(long, value_name = "NAME")]
+    field: Option<String>,
+}
+
+/// What it may take.
+#[derive(Args)]
+#[command(next_help_heading = "Resources")]
+struct Resources {
+    /// Threads [default: all cores]; the result does not depend on it
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Most memory to take, such as 8GiB [default: four fifths of what is free]
+    ///
+    /// Activations that don't fit are kept in a temporary file beside the output.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+    /// Print the plan and what it would take, and stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What is written and printed.
+#[derive(Args)]
+#[command(next_help_heading = "Output")]
+struct Output {
+    /// Largest size of a safetensors file
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = size)]
+    shard_size: u64,
+    /// Replace OUT if it exists, and throw away an unfinished run with other settings
+    #[arg(long)]
+    overwrite: bool,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the binary is to do besides the request itself.
+pub(crate) struct Wishes {
+    /// Stop after the plan.
+    pub(crate) dry_run: bool,
+    /// JSON instead of tables.
+    pub(crate) json: bool,
+}
+
+impl Run {
+    /// The request, with the defaults that depend on the model.
+    pub(crate) fn request(self) -> anyhow::Result<(Request, Wishes)> {
+        let model = self.model.context("the model is missing")?;
+        let out = self.out.context("--out is missing")?;
+        let wishes = Wishes { dry_run: self.resources.dry_run, json: self.output.json };
+        let cores = || thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let options =
+            self.weights.options(self.text.calibration_for(&model), &self.text, &model, self.output.shard_size);
+        let request = Request {
+            model,
+            out,
+            options,
+            threads: self.resources.threads.map_or_else(cores, usize::from),
+            memory: self.resources.memory,
+            overwrite: self.output.overwrite,
+        };
+        Ok((request, wishes))
+    }
+}
+
+impl Text {
+    /// The sources given, or those that the demo model brings.
+    fn calibration_for(&self, model: &str) -> Vec<String> {
+        if self.calibration.is_empty() && model == "demo" {
+            return vec!["demo:prose".to_owned(), "demo:code".to_owned()];
+        }
+        self.calibration.clone()
+    }
+
+    fn windows(&self, model: &str) -> WindowOptions {
+        let (samples, length) = if model == "demo" { (64, 256) } else { (128, 2048) };
+        WindowOptions {
+            samples: self.samples.unwrap_or(samples),
+            sequence_length: self.sequence_length.unwrap_or(length),
+            seed: self.seed,
+            packing: self.packing,
+            field: self.field.clone(),
+        }
+    }
+}
+
+impl Weights {
+    fn options(self, calibration: Vec<String>, text: &Text, model: &str, shard_bytes: u64) -> Options {
+        Options {
+            method: self.method.into(),
+            bits: self.bits,
+            group_size: self.group_size,
+            symmetric: !self.asymmetric,
+            act_order: self.act_order.into(),
+            scale_search: self.scale_search.into(),
+            damping: self.damping,
+            inputs: self.inputs.into(),
+            sequence: self.sequence.into(),
+            zero_points: self.zero_points.into(),
+            overrides: self.overrides,
+            skip: self.skip,
+            shard_bytes,
+            calibration,
+            windows: text.windows(model),
+        }
+    }
+}
+
+/// Names of a library's enum on the command line, with a line of help each.
+macro_rules! named {
+    ($name:ident for $target:ty { $($(#[$doc:meta])* $variant:ident => $value:expr),+ $(,)? }) => {
+        #[derive(Clone, Copy, ValueEnum)]
+        enum $name { $($(#[$doc])* $variant),+ }
+
+        impl From<$name> for $target {
+            fn from(name: $name) -> Self {
+                match name { $($name::$variant => $value),+ }
+            }
+        }
+    };
+}
+
+named!(MethodName for Method {
+    /// Error compensation column by column, by the inverse Hessian of the inputs
+    Gptq => Method::Gptq,
+    /// Rounding to nearest
+    Rtn => Method::Rtn,
+});
+named!(OrderName for ActOrder {
+    /// As they are stored
+    None => ActOrder::None,
+    /// Dearest first; groups follow the order, so inference must look them up
+    Desc => ActOrder::Desc,
+    /// Dearest first; groups as stored, their grids fixed beforehand
+    Static => ActOrder::Static,
+    /// Groups by their dearest column, columns inside them; no trace on disk
+    Group => ActOrder::Group,
+});
+named!(SearchName for ScaleSearch {
+    /// From the smallest to the largest weight
+    Minmax => ScaleSearch::MinMax,
+    /// Shrunk to where the error of the weights is least
+    Mse => ScaleSearch::Mse,
+});
+named!(InputsName for Inputs {
+    /// Those of the quantized layers before it
+    Quantized => Inputs::Quantized,
+    /// Those of the original model
+    Original => Inputs::Original,
+});
+named!(SequenceName for Sequence {
+    /// One after the other, each seeing the quantized ones before it
+    Module => Sequence::Module,
+    /// All at once
+    Block => Sequence::Block,
+});
+named!(ZeroPointsName for Version {
+    /// Minus one
+    V1 => Version::V1,
+    /// As they are
+    V2 => Version::V2,
+});
+
+/// The packing by the name that its crate gives it, so that the two never disagree.
+fn packing(text: &str) -> Result<Packing, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|error| error.to_string())
+}
+
+/// A size with its unit: `8GiB`, `512MiB`, `4GB`, or bytes.
+fn size(text: &str) -> anyhow::Result<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: f64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        unit => bail!("`{unit}` is no unit; write 8GiB, 512MiB or 4GB"),
+    };
+    let number: f64 = digits.trim().parse().with_context(|| format!("`{text}` is no size; write 8GiB or 512MiB"))?;
+    if !(number.is_finite() && number >= 0.0) {
+        bail!("`{text}` is no size; write 8GiB or 512MiB");
+    }
+    Ok((number * factor) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_value_has_a_name_and_help() {
+        Cli::command().debug_assert();
+        for argument in Cli::command().get_arguments() {
+            assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("8GiB").unwrap(), 8 << 30);
+        assert_eq!(size("1.5 MiB").unwrap(), 3 << 19);
+        assert_eq!(size("2GB").unwrap(), 2_000_000_000);
+        assert_eq!(size("12").unwrap(), 12);
+        for wrong in ["", "GiB", "-1GiB", "4 parsecs", "nan"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn inspect_is_a_subcommand_and_not_a_model() {
+        let cli = Cli::try_parse_from(["quantize", "inspect", "there"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Inspect { path, json: false }) if path == "there"));
+        assert!(Cli::try_parse_from(["quantize", "there"]).is_err(), "--out is required");
+    }
+
+    #[test]
+    fn the_demo_model_brings_its_own_text_and_lengths() {
+        let request = |line: &[&str]| Cli::try_parse_from(line).unwrap().run.request().unwrap().0;
+        let demo = request(&["quantize", "demo", "--out", "o"]);
+        assert_eq!(demo.options.calibration, ["demo:prose", "demo:code"]);
+        assert_eq!((demo.options.windows.samples, demo.options.windows.sequence_length), (64, 256));
+        let other = request(&["quantize", "m", "--out", "o", "--samples", "7", "--group-size", "-1"]);
+        assert!(other.options.calibration.is_empty() && other.options.symmetric);
+        assert_eq!((other.options.windows.samples, other.options.windows.sequence_length), (7, 2048));
+        assert_eq!(other.options.group_size, -1);
+    }
+}

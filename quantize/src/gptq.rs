@@ -1,0 +1,95 @@
+//! GPTQ (Frantar et al. 2022): minimise `tr((W−Q) H (W−Q)ᵀ)` column by column, letting the columns still to come take
+//! up the error of those already rounded.
+//!
+//! ```text
+//! H   = 2/tokens Σ x xᵀ                         the curvature of the layer's squared output error
+//! W_i = 0, H_ii = 1      where H_ii = 0         dead columns
+//! P   = order of columns, dear ones first       and which columns share a grid
+//! H   = H[P,P] + damping · mean(diag H) · I
+//! U   : H⁻¹ = Uᵀ U, U upper
+//! for j in P:                                   per row of W, in blocks of columns
+//!     grid  = fit(group of j)                   at the group's first column, or beforehand; scale as stored
+//!     q_j   = round(w_j to grid)                an integer; it is what will be packed
+//!     e     = (w_j − value(q_j)) / U_jj
+//!     w_k  −= e U_jk         for all k after j
+//! Q   = Q[P⁻¹]                                  codes in stored order, groups by index
+//! ```
+//!
+//! `W` is `[outputs, inputs]`. The order is [`crate::order`], damping and factor are [`crate::hessian`], the loop over
+//! columns is `kernels::block_solve`; the factor is shared by all linears of a stage that visit columns alike.
+
+use crate::{
+    Hessian, QuantizeError,
+    hessian::Factor,
+    measure::{output_energy, relative_output_error},
+    order::column_plan,
+    solver::{Factorization, LayerReport, Solver, check_finite},
+};
+use kernels::{QuantSpec, QuantizedMatrix, block_solve};
+use model::Linear;
+use std::time::Instant;
+
+/// The method with its one number.
+pub struct Gptq {
+    /// `λ` relative to the mean of the Hessian's diagonal.
+    pub damping: f64,
+}
+
+impl Solver for Gptq {
+    fn solve(
+        &self,
+        linear: &Linear,
+        spec: &QuantSpec,
+        hessian: &mut Hessian<'_>,
+    ) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
+        let started = Instant::now();
+        check_finite(linear)?;
+        let plan = column_plan(hessian.diagonal(), spec);
+        let factor = hessian.factor(&plan.order, self.damping, &linear.name)?;
+        let weight = zero_dead_columns(linear, hessian.dead());
+        let matrix = block_solve::compensate(&weight, &factor.upper, &plan, spec);
+        let mut report = self.measure(linear, &matrix, hessian, &factor);
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok((matrix, report))
+    }
+}
+
+impl Gptq {
+    /// What the integers cost, and what plain rounding would have.
+    fn measure(
+        &self,
+        linear: &Linear,
+        matrix: &QuantizedMatrix,
+        hessian: &Hessian<'_>,
+        factor: &Factor,
+    ) -> LayerReport {
+        let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
+        let error = |changed: &QuantizedMatrix| {
+            relative_output_error(&linear.weight, &changed.dequantize(), energy, hessian.gram(), linear.inputs)
+        };
+        let nearest = block_solve::round_to_nearest(&linear.weight, linear.inputs, &matrix.spec);
+        LayerReport {
+            module: linear.name.clone(),
+            outputs: linear.outputs,
+            inputs: linear.inputs,
+            spec: matrix.spec,
+            tokens: hessian.tokens(),
+            error_round_to_nearest: Some(error(&nearest)),
+            error: Some(error(matrix)),
+            factorization: Some(Factorization::of(factor, self.damping)),
+            dead_columns: hessian.dead().to_vec(),
+            seconds: 0.0,
+        }
+    }
+}
+
+/// The weight with columns whose input is always zero set to zero: they cost nothing and need no code but zero's.
+fn zero_dead_columns(linear: &Linear, dead: &[usize]) -> Vec<f32> {
+    let mut weight = linear.weight.clone();
+    for row in weight.chunks_exact_mut(linear.inputs) {
+        for &column in dead {
+            row[column] = 0.0;
+        }
+    }
+    weight
+}

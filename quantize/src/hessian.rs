@@ -1,0 +1,143 @@
+//! The Hessian of a layer's output error and the factor of its inverse, shared by all linears that see the same input.
+//!
+//! `H = 2/tokens Σ x xᵀ + λ I`, `λ = damping · mean(diag H)` over the columns that are not dead; `H⁻¹ = Uᵀ U`, `U` upper.
+//! A dead column (its input was never anything but zero) is decoupled by `H_ii = 1`. `1 / U_jj²` is what remains of
+//! column `j`'s variance once the columns visited after it are known: a pivot that float32 can't tell from zero makes
+//! the column degenerate.
+//!
+//! If the factorization fails, it is tried in float64, and only then with twice the damping; what was used is part of
+//! the result, and if nothing helps the caller gets an error, never another method.
+
+use crate::QuantizeError;
+use calibration::LayerStatistics;
+use kernels::cholesky::{NotPositiveDefinite, Precision, inverse_upper_factor};
+use std::rc::Rc;
+
+/// Doublings of the damping before giving up: from the usual 0.01 to beyond 1, where `λ` exceeds the mean diagonal.
+const DOUBLINGS: u32 = 7;
+/// The first damping tried after 0, which can't be doubled.
+const LEAST_DAMPING: f64 = 1e-4;
+/// A pivot below this share of its diagonal entry has lost every digit of a float32 (epsilon 1.2e-7, a few roundings).
+const DEGENERATE_PIVOT: f32 = 1e-6;
+
+/// A factored Hessian.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Factor {
+    /// Position → stored column.
+    pub order: Vec<usize>,
+    /// `U`, `[width, width]`, in that order.
+    pub upper: Vec<f32>,
+    /// The damping that was used, relative to the mean diagonal.
+    pub damping: f64,
+    /// The arithmetic that was used.
+    pub precision: Precision,
+    /// Stored columns whose pivot float32 can't tell from zero.
+    pub degenerate: Vec<usize>,
+}
+
+/// The statistics of one input as a Hessian, with the factors made of it so far.
+pub struct Hessian<'a> {
+    statistics: &'a LayerStatistics,
+    diagonal: Vec<f32>,
+    dead: Vec<usize>,
+    factors: Vec<(f64, Rc<Factor>)>,
+}
+
+impl<'a> Hessian<'a> {
+    /// Of the input that `module` (named in errors) and its siblings share.
+    pub fn new(statistics: &'a LayerStatistics, module: &str) -> Result<Self, QuantizeError> {
+        let not_finite = || QuantizeError::NotFinite { module: module.to_owned(), what: "its inputs are" };
+        if statistics.gram.iter().any(|v| !v.is_finite()) {
+            return Err(not_finite());
+        }
+        let scale = 2.0 / statistics.tokens.max(1) as f32;
+        let diagonal: Vec<f32> =
+            statistics.gram.iter().step_by(statistics.width + 1).map(|square| scale * square).collect();
+        let dead = (0..statistics.width).filter(|&i| diagonal[i] <= 0.0).collect();
+        Ok(Self { statistics, diagonal, dead, factors: Vec::new() })
+    }
+
+    /// Tokens behind it.
+    pub fn tokens(&self) -> usize {
+        self.statistics.tokens
+    }
+
+    /// `XᵀX`, `[width, width]`.
+    pub fn gram(&self) -> &[f32] {
+        &self.statistics.gram
+    }
+
+    /// `diag H`, undamped; 0 for dead columns.
+    pub fn diagonal(&self) -> &[f32] {
+        &self.diagonal
+    }
+
+    /// Columns whose input was always zero.
+    pub fn dead(&self) -> &[usize] {
+        &self.dead
+    }
+
+    /// The factor for columns visited in `order`; computed once for each order and damping.
+    pub fn factor(&mut self, order: &[usize], damping: f64, module: &str) -> Result<Rc<Factor>, QuantizeError> {
+        let known = self.factors.iter().find(|(asked, factor)| *asked == damping && factor.order == order);
+        if let Some((_, factor)) = known {
+            return Ok(Rc::clone(factor));
+        }
+        let factor = Rc::new(self.factor_with_rescue(order, damping, module)?);
+        self.factors.push((damping, Rc::clone(&factor)));
+        Ok(factor)
+    }
+
+    fn factor_with_rescue(&self, order: &[usize], damping: f64, module: &str) -> Result<Factor, QuantizeError> {
+        let mut damping = damping;
+        for _ in 0..=DOUBLINGS {
+            let damped = self.damped(order, damping);
+            for precision in [Precision::Single, Precision::Double] {
+                if let Ok(upper) = finite_factor(&damped, order.len(), precision) {
+                    let degenerate = degenerate_columns(&damped, &upper, order);
+                    return Ok(Factor { order: order.to_vec(), upper, damping, precision, degenerate });
+                }
+            }
+            damping = (2.0 * damping).max(LEAST_DAMPING);
+        }
+        Err(QuantizeError::Factor { module: module.to_owned(), tokens: self.tokens(), damping: damping / 2.0 })
+    }
+
+    /// `H` with dead columns decoupled and `λ` on its diagonal, rows and columns in `order`.
+    fn damped(&self, order: &[usize], damping: f64) -> Vec<f32> {
+        let width = order.len();
+        let scale = 2.0 / self.tokens().max(1) as f32;
+        let lambda = damping * self.mean_diagonal();
+        let mut h = Vec::with_capacity(width * width);
+        for (position, &row) in order.iter().enumerate() {
+            let gram = &self.gram()[row * width..][..width];
+            h.extend(order.iter().map(|&column| scale * gram[column]));
+            let entry = if self.diagonal[row] > 0.0 { f64::from(self.diagonal[row]) } else { 1.0 };
+            h[position * width + position] = (entry + lambda) as f32;
+        }
+        h
+    }
+
+    fn mean_diagonal(&self) -> f64 {
+        let alive = self.diagonal.len() - self.dead.len();
+        self.diagonal.iter().map(|&d| f64::from(d)).sum::<f64>() / alive.max(1) as f64
+    }
+}
+
+/// A factorization that ran through but overflowed has failed too.
+fn finite_factor(h: &[f32], width: usize, precision: Precision) -> Result<Vec<f32>, NotPositiveDefinite> {
+    let upper = inverse_upper_factor(h, width, precision)?;
+    let sound = upper.iter().all(|v| v.is_finite()) && upper.iter().step_by(width + 1).all(|&pivot| pivot > 0.0);
+    if sound { Ok(upper) } else { Err(NotPositiveDefinite) }
+}
+
+fn degenerate_columns(damped: &[f32], upper: &[f32], order: &[usize]) -> Vec<usize> {
+    let entries = damped.iter().step_by(order.len() + 1).zip(upper.iter().step_by(order.len() + 1));
+    let mut columns: Vec<usize> = entries
+        .zip(order)
+        .filter(|((entry, u), _)| 1.0 / (**u * **u) < DEGENERATE_PIVOT * **entry)
+        .map(|(_, &column)| column)
+        .collect();
+    columns.sort_unstable();
+    columns
+}

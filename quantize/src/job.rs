@@ -1,0 +1,296 @@
+//! The whole run: open, plan, estimate, solve block by block, write, prove, publish.
+
+use crate::{
+    Journal, LayerReport, Options, Outcome, QuantizeError, ValidPlan,
+    card::{self, Provenance},
+    preflight::{self, Cost},
+    prove::{self, Proof},
+    report::{CalibrationSummary, Totals, mean_error},
+    rtn,
+    visitor::Quantizer,
+};
+use calibration::{CalibrationSet, domain::Domain, driver};
+use console::{Progress, machine};
+use model::{Checkpoint, ModelError, Stage, format::gptq};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+/// What the user asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// The model.
+    pub model: String,
+    /// Where the checkpoint goes.
+    pub out: PathBuf,
+    /// What shapes it.
+    pub options: Options,
+    /// Threads at work.
+    pub threads: usize,
+    /// Most memory to take, in bytes.
+    pub memory: Option<u64>,
+    /// Whether `out` may be replaced.
+    pub overwrite: bool,
+}
+
+/// A run that can start.
+pub struct Job {
+    /// What was asked.
+    pub request: Request,
+    /// The model.
+    pub checkpoint: Checkpoint,
+    /// The plan.
+    pub plan: ValidPlan,
+    /// The calibration set.
+    pub calibration: Option<CalibrationSet>,
+    /// What it will take.
+    pub cost: Cost,
+    /// Everything that shapes the output, hashes included: what must be equal for work to go on.
+    pub identity: Value,
+    /// When it began.
+    pub started: Instant,
+}
+
+impl Job {
+    /// Opens the model, settles the plan, cuts the calibration text and estimates the cost; writes nothing.
+    pub fn prepare(request: Request) -> Result<Self, QuantizeError> {
+        let started = Instant::now();
+        if request.out.exists() && !request.overwrite && !Journal::folder_of(&request.out).exists() {
+            return Err(QuantizeError::OutputExists { path: request.out });
+        }
+        let checkpoint = Checkpoint::open(&request.model)?;
+        let mut plan = request.options.clone().check(checkpoint.tensors.as_ref())?;
+        let calibration = calibration_set(&plan.options, &checkpoint)?;
+        if let Some(set) = &calibration {
+            plan.warnings.extend(adequacy(&plan, set)?);
+        }
+        let windows = calibration.as_ref().map_or(&[][..], |set| &set.windows);
+        let cost = preflight::estimate(&checkpoint, &plan, windows, request.threads, request.memory, &request.out)?;
+        let identity = json!({
+            "tool": card::TOOL,
+            "model": request.model,
+            "model_files": checkpoint.source_files()?,
+            "settings": plan.options,
+            "calibration": calibration.as_ref().map(|set| &set.manifest),
+        });
+        Ok(Self { request, checkpoint, plan, calibration, cost, identity, started })
+    }
+
+    /// The effective settings and what to know about them, a line each.
+    pub fn describe(&self) -> String {
+        let mut lines = vec![format!("model: {}", self.request.model)];
+        lines.extend(self.plan.options.described().into_iter().map(|(name, value)| format!("{name}: {value}")));
+        if let Some(set) = &self.calibration {
+            let windows = &self.plan.options.windows;
+            lines.push(format!(
+                "calibration: {} ({} windows, {} tokens, {}, seed {})",
+                self.plan.options.calibration.join(", "),
+                set.windows.len(),
+                set.tokens(),
+                card::name_of(&windows.packing),
+                windows.seed
+            ));
+        }
+        lines.push(format!("threads: {}", self.request.threads));
+        lines.push(format!("out: {}", self.request.out.display()));
+        lines.extend(self.plan.warnings.iter().map(|warning| format!("warning: {warning}")));
+        let journal = Journal::folder_of(&self.request.out);
+        if journal.exists() {
+            lines.push(format!("going on with {}", journal.display()));
+        }
+        lines.join("\n")
+    }
+
+    /// Does the work. Killed at any moment and started again, it goes on after the last finished block.
+    pub fn run(&self) -> Result<Outcome, QuantizeError> {
+        self.cost.check()?;
+        let out = &self.request.out;
+        if out.exists() && !self.request.overwrite {
+            return self.finish_published();
+        }
+        let journal = Journal::open(out, &self.identity, self.request.overwrite)?;
+        let resumed = (0..self.plan.blocks()).filter(|&block| journal.has(block)).count();
+        let walking = Instant::now();
+        self.solve(&journal, resumed)?;
+        let walked = walking.elapsed().as_secs_f64();
+        let modules = self.reports(&journal)?;
+        let folder = journal.checkpoint_folder();
+        self.write(&folder, &journal, &modules)?;
+        let proof = prove::prove(&folder, &journal, &self.plan)?;
+        publish(&folder, out, &journal)?;
+        let mut outcome = self.outcome(modules, Some(proof))?;
+        let tokens = outcome.calibration.as_ref().map(|set| set.tokens);
+        outcome.totals.tokens_per_second = tokens.filter(|_| resumed == 0).map(|tokens| tokens as f64 / walked);
+        outcome.totals.blocks_resumed = resumed;
+        journal.remove()?;
+        Ok(outcome)
+    }
+
+    /// The process died between publishing and clearing up: what is published is complete and proven.
+    fn finish_published(&self) -> Result<Outcome, QuantizeError> {
+        let out = &self.request.out;
+        let (_, modules) = card::read_record(out)
+            .filter(|(plan, _)| *plan == self.identity)
+            .ok_or_else(|| QuantizeError::OutputExists { path: out.clone() })?;
+        Journal::open(out, &self.identity, false)?.remove()?;
+        self.outcome(modules, None)
+    }
+
+    fn solve(&self, journal: &Journal, resumed: usize) -> Result<(), QuantizeError> {
+        let done = self.plan.quantized().filter(|module| journal.has(module.block)).count();
+        let mut progress = Progress::new("quantizing", self.plan.quantized().count() as u64, done as u64);
+        match &self.calibration {
+            _ if resumed == self.plan.blocks() => {}
+            Some(set) => self.walk(set, journal, &mut progress)?,
+            None => self.round_all(journal, &mut progress)?,
+        }
+        progress.finish();
+        Ok(())
+    }
+
+    fn walk(&self, set: &CalibrationSet, journal: &Journal, progress: &mut Progress) -> Result<(), QuantizeError> {
+        let options = driver::DriverOptions {
+            inputs: self.plan.options.inputs,
+            sequence: self.plan.options.sequence,
+            activation_bytes_in_memory: usize::try_from(self.cost.activations_in_memory).unwrap_or(usize::MAX),
+            spill_folder: journal.folder().to_owned(),
+        };
+        let mut quantizer = Quantizer::new(&self.plan, journal, progress);
+        driver::drive(&self.checkpoint, &set.windows, &options, &mut quantizer).map_err(QuantizeError::from_driver)?;
+        Ok(())
+    }
+
+    /// Rounding without inputs needs no walk, only the weights.
+    fn round_all(&self, journal: &Journal, progress: &mut Progress) -> Result<(), QuantizeError> {
+        for index in (0..self.plan.blocks()).filter(|&index| !journal.has(index)) {
+            let block = self.checkpoint.block(index)?;
+            let linears: Vec<_> = Stage::ALL.iter().flat_map(|&stage| block.linears(stage)).collect();
+            let solved = linears
+                .par_iter()
+                .filter_map(|linear| Some(rtn::round(linear, self.plan.spec_of(&linear.name)?)))
+                .collect::<Result<Vec<_>, _>>()?;
+            journal.store(index, &solved)?;
+            solved.iter().for_each(|(_, report)| progress.step(&report.module));
+        }
+        Ok(())
+    }
+
+    fn reports(&self, journal: &Journal) -> Result<Vec<LayerReport>, QuantizeError> {
+        let mut reports = Vec::new();
+        for block in 0..self.plan.blocks() {
+            reports.extend(journal.load(block)?.iter().map(|(_, report)| report.clone()));
+        }
+        Ok(reports)
+    }
+
+    fn write(&self, folder: &Path, journal: &Journal, modules: &[LayerReport]) -> Result<(), QuantizeError> {
+        if folder.exists() {
+            fs::remove_dir_all(folder).map_err(QuantizeError::io(folder))?;
+        }
+        fs::create_dir_all(folder).map_err(QuantizeError::io(folder))?;
+        let quantized: Vec<gptq::QuantizedModule> = modules.iter().map(written_module).collect();
+        let options = &self.plan.options;
+        let manifest = self.calibration.as_ref().map(|set| &set.manifest);
+        let load = |index: usize| load_module(journal, &self.plan, &modules[index].module);
+        let contents = gptq::Contents {
+            source: &self.checkpoint,
+            spec: self.plan.spec,
+            modules: &quantized,
+            load: &load,
+            version: options.zero_points,
+            meta: card::meta(options, manifest),
+            damping: options.damping,
+            true_sequential: options.sequence == calibration::Sequence::Module,
+            shard_bytes: options.shard_bytes,
+        };
+        gptq::write(folder, &contents)?;
+        let model = &self.request.model;
+        card::write(folder, &Provenance { model, options, plan: &self.identity, manifest, modules })
+    }
+
+    fn outcome(&self, modules: Vec<LayerReport>, proof: Option<Proof>) -> Result<Outcome, QuantizeError> {
+        let out = &self.request.out;
+        let inspected = crate::stub::inspect(&Checkpoint::open(&out.to_string_lossy())?)?;
+        let all: Vec<&LayerReport> = modules.iter().collect();
+        let totals = Totals {
+            modules: modules.len(),
+            error_round_to_nearest: mean_error(&all, |module| module.error_round_to_nearest),
+            error: mean_error(&all, |module| module.error),
+            bits_per_weight: inspected.bits_per_quantized_weight.unwrap_or(f64::NAN),
+            bits_per_weight_all: inspected.bits_per_weight,
+            bytes: inspected.bytes,
+            seconds: self.started.elapsed().as_secs_f64(),
+            tokens_per_second: None,
+            peak_memory: machine::peak_memory(),
+            blocks_resumed: self.plan.blocks(),
+        };
+        Ok(Outcome {
+            model: self.request.model.clone(),
+            out: out.clone(),
+            settings: self.plan.options.clone(),
+            calibration: self.calibration.as_ref().map(|set| CalibrationSummary::of(&set.manifest)),
+            modules,
+            totals,
+            proof,
+            runtimes: inspected.runtimes,
+            warnings: self.plan.warnings.clone(),
+        })
+    }
+}
+
+fn calibration_set(options: &Options, checkpoint: &Checkpoint) -> Result<Option<CalibrationSet>, QuantizeError> {
+    if options.calibration.is_empty() {
+        return Ok(None);
+    }
+    let domains = options.calibration.iter().map(|text| Domain::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Some(CalibrationSet::build(&domains, &options.windows, checkpoint)?))
+}
+
+fn written_module(report: &LayerReport) -> gptq::QuantizedModule {
+    gptq::QuantizedModule {
+        name: report.module.clone(),
+        outputs: report.outputs,
+        inputs: report.inputs,
+        spec: report.spec,
+    }
+}
+
+fn load_module(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<kernels::QuantizedMatrix, ModelError> {
+    let missing = |what: String| ModelError::Tensor { tensor: name.to_owned(), what };
+    let module =
+        plan.modules.iter().find(|m| m.name == name).ok_or_else(|| missing("is not in the plan".to_owned()))?;
+    let block = journal.load(module.block).map_err(|error| missing(error.to_string()))?;
+    let solved = block.iter().find(|(_, report)| report.module == name);
+    solved.map(|(matrix, _)| matrix.clone()).ok_or_else(|| missing("is not in the journal".to_owned()))
+}
+
+/// Puts the finished checkpoint in its place; what was there before goes with the work folder.
+fn publish(folder: &Path, out: &Path, journal: &Journal) -> Result<(), QuantizeError> {
+    flush(folder)?;
+    if out.exists() {
+        let old = journal.folder().join("replaced");
+        if old.exists() {
+            fs::remove_dir_all(&old).map_err(QuantizeError::io(&old))?;
+        }
+        fs::rename(out, &old).map_err(QuantizeError::io(out))?;
+    }
+    fs::rename(folder, out).map_err(QuantizeError::io(out))
+}
+
+/// Everything in `folder` on the disk before it takes its final name.
+fn flush(folder: &Path) -> Result<(), QuantizeError> {
+    for entry in fs::read_dir(folder).map_err(QuantizeError::io(folder))? {
+        let path = entry.map_err(QuantizeError::io(folder))?.path();
+        File::open(&path).and_then(|file| file.sync_all()).map_err(QuantizeError::io(&path))?;
+    }
+    Ok(())
+}
+
+fn adequacy(plan: &ValidPlan, set: &CalibrationSet) -> Result<Vec<String>, QuantizeError> {
+    let _ = (plan, set);
+    Ok(Vec::new())
+}

@@ -1,0 +1,257 @@
+//! The work folder `OUT.partial`: what survives a crash, and what must match for work to go on in it.
+//!
+//! ```text
+//! OUT.partial/plan.json           every setting that shapes the output, hashes of model and calibration
+//! OUT.partial/lock                held while a run works here
+//! OUT.partial/block-00007.solved  all of block 7: integers, scales, zero-points, group indices, reports
+//! OUT.partial/checkpoint/         what will become OUT
+//! ```
+//!
+//! A block's file is a safetensors file (`<module>.codes` u8 `[outputs, inputs]`, `.scales` f16 and `.zeros` u8
+//! `[outputs, groups]`, `.group_index` u32 `[inputs]`) with the reports as JSON in its metadata. It is written under
+//! another name, flushed and renamed: it is there whole or not at all, whenever the process dies.
+
+use crate::{LayerReport, QuantizeError};
+use console::files::write_atomically;
+use half::f16;
+use kernels::QuantizedMatrix;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::Value;
+use std::{
+    collections::HashMap,
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// A quantized module with its report.
+pub type Solved = (QuantizedMatrix, LayerReport);
+
+/// How many differing settings an error names.
+const DIFFERENCES_NAMED: usize = 4;
+
+/// An opened work folder.
+pub struct Journal {
+    folder: PathBuf,
+    _lock: File,
+    last: Mutex<Option<(usize, Arc<Vec<Solved>>)>>,
+}
+
+impl Journal {
+    /// The work folder that belongs to the output `out`.
+    pub fn folder_of(out: &Path) -> PathBuf {
+        let mut name = out.as_os_str().to_owned();
+        name.push(".partial");
+        PathBuf::from(name)
+    }
+
+    /// Opens or makes the work folder of `out` for the run that `plan` describes. A folder of another plan is refused,
+    /// or emptied if `overwrite`.
+    pub fn open(out: &Path, plan: &Value, overwrite: bool) -> Result<Self, QuantizeError> {
+        let folder = Self::folder_of(out);
+        fs::create_dir_all(&folder).map_err(QuantizeError::io(&folder))?;
+        let lock = lock(&folder)?;
+        let path = folder.join("plan.json");
+        if let Some(old) = read_plan(&path)? {
+            let differences = differences(&old, plan);
+            if !differences.is_empty() && !overwrite {
+                return Err(QuantizeError::OtherCommand { path: folder, differences: listed(&differences) });
+            }
+            if !differences.is_empty() {
+                empty(&folder)?;
+            }
+        } else if !others(&folder)?.is_empty() {
+            let what = "is in the way: it holds files but no plan.json of a run; move it away".to_owned();
+            return Err(QuantizeError::Option(format!("{} {what}", folder.display())));
+        }
+        let text = serde_json::to_vec_pretty(plan).expect("a plan is plain data");
+        write_atomically(&path, &text).map_err(QuantizeError::io(&path))?;
+        Ok(Self { folder, _lock: lock, last: Mutex::new(None) })
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where the checkpoint is put together.
+    pub fn checkpoint_folder(&self) -> PathBuf {
+        self.folder.join("checkpoint")
+    }
+
+    /// Whether block `index` is finished.
+    pub fn has(&self, index: usize) -> bool {
+        self.path(index).exists()
+    }
+
+    /// Makes block `index` durable.
+    pub fn store(&self, index: usize, block: &[Solved]) -> Result<(), QuantizeError> {
+        let path = self.path(index);
+        let bytes = encode(block).map_err(|what| QuantizeError::Journal { path: path.clone(), what })?;
+        write_atomically(&path, &bytes).map_err(QuantizeError::io(&path))
+    }
+
+    /// Block `index` as it was stored. The last block read is kept, since its modules are asked for one by one.
+    pub fn load(&self, index: usize) -> Result<Arc<Vec<Solved>>, QuantizeError> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, block)) = last.as_ref().filter(|(known, _)| *known == index) {
+            return Ok(Arc::clone(block));
+        }
+        let path = self.path(index);
+        let bytes = fs::read(&path).map_err(QuantizeError::io(&path))?;
+        let block = Arc::new(decode(&bytes).map_err(|what| QuantizeError::Journal { path, what })?);
+        *last = Some((index, Arc::clone(&block)));
+        Ok(block)
+    }
+
+    /// Removes the work folder.
+    pub fn remove(self) -> Result<(), QuantizeError> {
+        fs::remove_dir_all(&self.folder).map_err(QuantizeError::io(&self.folder))
+    }
+
+    fn path(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("block-{index:05}.solved"))
+    }
+}
+
+/// The lock goes with the process, however it ends.
+fn lock(folder: &Path) -> Result<File, QuantizeError> {
+    let path = folder.join("lock");
+    let file = File::create(&path).map_err(QuantizeError::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(QuantizeError::Busy { path: folder.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(QuantizeError::Io { path, source }),
+    }
+}
+
+fn read_plan(path: &Path) -> Result<Option<Value>, QuantizeError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| QuantizeError::Journal { path: path.to_owned(), what: error.to_string() }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(QuantizeError::io(path)(error)),
+    }
+}
+
+/// Removes everything but the lock, the plan last: a folder without a plan is not taken for ours.
+fn empty(folder: &Path) -> Result<(), QuantizeError> {
+    for path in others(folder)? {
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(QuantizeError::io(&path))?;
+    }
+    let plan = folder.join("plan.json");
+    fs::remove_file(&plan).map_err(QuantizeError::io(&plan))
+}
+
+/// What the folder holds beside the lock, the plan and temporary files that a crash left.
+fn others(folder: &Path) -> Result<Vec<PathBuf>, QuantizeError> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).map_err(QuantizeError::io(folder))? {
+        let path = entry.map_err(QuantizeError::io(folder))?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name != "lock" && name != "plan.json" && !name.starts_with(".tmp") {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// `field: old → new` for every leaf in which two plans differ.
+pub fn differences(old: &Value, new: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    compare("", old, new, &mut found);
+    found
+}
+
+fn compare(field: &str, old: &Value, new: &Value, found: &mut Vec<String>) {
+    let inside = |name: &str| if field.is_empty() { name.to_owned() } else { format!("{field}.{name}") };
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            let added = new.keys().filter(|name| !old.contains_key(*name));
+            for name in old.keys().chain(added) {
+                let side = |map: &serde_json::Map<String, Value>| map.get(name).cloned().unwrap_or(Value::Null);
+                compare(&inside(name), &side(old), &side(new), found);
+            }
+        }
+        (Value::Array(old), Value::Array(new)) if old.len() == new.len() => {
+            for (i, (old, new)) in old.iter().zip(new).enumerate() {
+                compare(&inside(&i.to_string()), old, new, found);
+            }
+        }
+        _ if old != new => found.push(format!("{field}: {} → {}", short(old), short(new))),
+        _ => {}
+    }
+}
+
+fn short(value: &Value) -> String {
+    let text = match value {
+        Value::Null => "nothing".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    if text.chars().count() <= 60 { text } else { text.chars().take(57).chain("...".chars()).collect() }
+}
+
+fn listed(differences: &[String]) -> String {
+    let named = differences[..differences.len().min(DIFFERENCES_NAMED)].join(", ");
+    match differences.len().saturating_sub(DIFFERENCES_NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
+fn encode(block: &[Solved]) -> Result<Vec<u8>, String> {
+    let mut stored: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (matrix, report) in block {
+        let name = |part: &str| format!("{}.{part}", report.module);
+        let (outputs, inputs, groups) = (matrix.outputs, matrix.inputs, matrix.groups());
+        let scales = matrix.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        let group_index = matrix.group_index.iter().flat_map(|group| group.to_le_bytes()).collect();
+        stored.push((name("codes"), Dtype::U8, vec![outputs, inputs], matrix.codes.clone()));
+        stored.push((name("scales"), Dtype::F16, vec![outputs, groups], scales));
+        stored.push((name("zeros"), Dtype::U8, vec![outputs, groups], matrix.zeros.clone()));
+        stored.push((name("group_index"), Dtype::U32, vec![inputs], group_index));
+    }
+    let reports: Vec<&LayerReport> = block.iter().map(|(_, report)| report).collect();
+    let reports = serde_json::to_string(&reports).map_err(|error| error.to_string())?;
+    let views = stored
+        .iter()
+        .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+        .map_err(|error| error.to_string())?;
+    safetensors::serialize(views, Some(HashMap::from([("reports".to_owned(), reports)]))).map_err(|e| e.to_string())
+}
+
+fn decode(bytes: &[u8]) -> Result<Vec<Solved>, String> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
+    let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    let reports = metadata.metadata().as_ref().and_then(|map| map.get("reports")).ok_or("its reports are missing")?;
+    let reports: Vec<LayerReport> = serde_json::from_str(reports).map_err(|error| error.to_string())?;
+    reports.into_iter().map(|report| Ok((matrix_of(&report, &file)?, report))).collect()
+}
+
+fn matrix_of(report: &LayerReport, file: &SafeTensors<'_>) -> Result<QuantizedMatrix, String> {
+    let (outputs, inputs) = (report.outputs, report.inputs);
+    let groups = report.spec.groups(inputs);
+    let part = |part: &str, dtype: Dtype, shape: &[usize]| {
+        let name = format!("{}.{part}", report.module);
+        let tensor = file.tensor(&name).map_err(|error| format!("{name}: {error}"))?;
+        if tensor.dtype() != dtype || tensor.shape() != shape {
+            return Err(format!("{name} has shape {:?}, its report says {shape:?}", tensor.shape()));
+        }
+        Ok(tensor.data().to_vec())
+    };
+    let scales = part("scales", Dtype::F16, &[outputs, groups])?;
+    let group_index = part("group_index", Dtype::U32, &[inputs])?;
+    Ok(QuantizedMatrix {
+        outputs,
+        inputs,
+        spec: report.spec,
+        codes: part("codes", Dtype::U8, &[outputs, inputs])?,
+        scales: scales.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect(),
+        zeros: part("zeros", Dtype::U8, &[outputs, groups])?,
+        group_index: group_index.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect(),
+    })
+}

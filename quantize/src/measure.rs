@@ -1,0 +1,76 @@
+//! How much of a layer's output a change of its weight costs: `‖ΔW X‖² / ‖W X‖² = tr(ΔW G ΔWᵀ) / tr(W G Wᵀ)`, `G = XᵀX`.
+//!
+//! Free of scale, of the number of tokens and of the width, so that layers and tools can be compared. Products are
+//! float32, sums over a row and over rows float64, in an order fixed by the shape.
+
+use kernels::gemm;
+use rayon::prelude::*;
+
+/// Rows multiplied at once by one thread: enough to make reading `G` cheap beside the products.
+const ROWS_AT_ONCE: usize = 128;
+
+/// `tr(A G Aᵀ) = ‖A X‖²` for `a` `[rows, width]` and the Gram matrix `gram` `[width, width]`.
+pub fn output_energy(a: &[f32], gram: &[f32], width: usize) -> f64 {
+    let parts: Vec<f64> = a
+        .par_chunks(ROWS_AT_ONCE * width)
+        .map(|a| {
+            let mut product = vec![0.0; a.len()];
+            gemm::linear(a, gram, None, width, &mut product);
+            a.iter().zip(&product).map(|(a, p)| f64::from(*a) * f64::from(*p)).sum()
+        })
+        .collect();
+    parts.iter().sum()
+}
+
+/// The relative output error of `changed` against `weight`, whose own output energy is `energy`; 0 where there is no
+/// output to lose.
+pub fn relative_output_error(weight: &[f32], changed: &[f32], energy: f64, gram: &[f32], width: usize) -> f64 {
+    let delta: Vec<f32> = weight.iter().zip(changed).map(|(w, c)| w - c).collect();
+    let lost = output_energy(&delta, gram, width).max(0.0);
+    if energy > 0.0 { lost / energy } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    /// `‖A X‖²` by its definition, in float64.
+    fn energy_by_definition(a: &[f32], x: &[f32], width: usize) -> f64 {
+        let dot = |a: &[f32], x: &[f32]| a.iter().zip(x).map(|(a, x)| f64::from(*a) * f64::from(*x)).sum::<f64>();
+        a.chunks_exact(width).flat_map(|a| x.chunks_exact(width).map(move |x| dot(a, x).powi(2))).sum()
+    }
+
+    #[test]
+    fn the_trace_is_the_energy_of_the_output() {
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        for (rows, width, tokens) in [(1, 1, 1), (300, 17, 40), (5, 64, 9)] {
+            let a: Vec<f32> = (0..rows * width).map(|_| random.random_range(-1.0..1.0)).collect();
+            let x: Vec<f32> = (0..tokens * width).map(|_| random.random_range(-1.0..1.0)).collect();
+            let mut gram = vec![0.0f32; width * width];
+            for x in x.chunks_exact(width) {
+                for i in 0..width {
+                    for j in 0..width {
+                        gram[i * width + j] += x[i] * x[j];
+                    }
+                }
+            }
+            let wanted = energy_by_definition(&a, &x, width);
+            let got = output_energy(&a, &gram, width);
+            // Each product carries at most (tokens + width) roundings of relative size 2^-24 on terms whose sum of
+            // magnitudes is below rows * width^2 * tokens.
+            let bound = f64::from(f32::EPSILON) * ((tokens + width) * rows * width * width * tokens) as f64;
+            assert!((got - wanted).abs() <= bound, "{rows}x{width}: {got} against {wanted}");
+        }
+    }
+
+    #[test]
+    fn an_unchanged_weight_loses_nothing_and_a_zeroed_one_everything() {
+        let (weight, gram) = ([1.0, -2.0, 0.5, 3.0], [2.0, 0.5, 0.5, 1.0]);
+        let energy = output_energy(&weight, &gram, 2);
+        assert_eq!(relative_output_error(&weight, &weight, energy, &gram, 2), 0.0);
+        assert!((relative_output_error(&weight, &[0.0; 4], energy, &gram, 2) - 1.0).abs() < 1e-6);
+        assert_eq!(relative_output_error(&[0.0; 4], &[0.0; 4], 0.0, &gram, 2), 0.0);
+    }
+}

@@ -1,0 +1,205 @@
+//! What a run came to, as tables for people and as one JSON object.
+
+use crate::{LayerReport, Options, card, prove::Proof};
+use calibration::Manifest;
+use console::{Table, machine};
+use serde::Serialize;
+use std::{fmt::Write, path::PathBuf};
+
+/// The result of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The model as the user called it.
+    pub model: String,
+    /// The finished checkpoint.
+    pub out: PathBuf,
+    /// The options.
+    pub settings: Options,
+    /// What the calibration set was.
+    pub calibration: Option<CalibrationSummary>,
+    /// Every quantized module.
+    pub modules: Vec<LayerReport>,
+    /// Sums.
+    pub totals: Totals,
+    /// What was read back and compared; none where an earlier run had proven and published it.
+    pub proof: Option<Proof>,
+    /// What each runtime will do with the checkpoint.
+    pub runtimes: Vec<crate::stub::Verdict>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// The calibration set in short.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CalibrationSummary {
+    /// Windows.
+    pub windows: usize,
+    /// Tokens in them.
+    pub tokens: usize,
+    /// SHA-256 of the windows' tokens.
+    pub tokens_sha256: String,
+}
+
+/// Sums over a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Totals {
+    /// Modules quantized.
+    pub modules: usize,
+    /// Mean relative output error of rounding to nearest.
+    pub error_round_to_nearest: Option<f64>,
+    /// Mean relative output error as written.
+    pub error: Option<f64>,
+    /// Bits per weight of the quantized linears on disk, scales, zero-points and group indices counted.
+    pub bits_per_weight: f64,
+    /// Bits per weight of the whole checkpoint.
+    pub bits_per_weight_all: f64,
+    /// Bytes of the checkpoint's tensors.
+    pub bytes: u64,
+    /// Seconds of this run.
+    pub seconds: f64,
+    /// Calibration tokens per second of walking the model; none where blocks came from an earlier run.
+    pub tokens_per_second: Option<f64>,
+    /// The most memory held, in bytes.
+    pub peak_memory: Option<u64>,
+    /// Blocks taken over from an earlier run.
+    pub blocks_resumed: usize,
+}
+
+impl LayerReport {
+    /// Everything but the time, which no two runs share.
+    pub fn reproducible(&self) -> serde_json::Value {
+        let mut value = serde_json::to_value(self).expect("a report is plain data");
+        if let Some(map) = value.as_object_mut() {
+            map.shift_remove("seconds");
+        }
+        value
+    }
+}
+
+impl CalibrationSummary {
+    /// Of `manifest`.
+    pub fn of(manifest: &Manifest) -> Self {
+        let windows = || manifest.sources.iter().flat_map(|source| &source.windows);
+        Self {
+            windows: windows().count(),
+            tokens: windows().map(|window| window.length).sum(),
+            tokens_sha256: manifest.tokens_sha256.clone(),
+        }
+    }
+}
+
+/// The mean of `error` over `modules`; `None` if any has none.
+pub fn mean_error(modules: &[&LayerReport], error: impl Fn(&LayerReport) -> Option<f64>) -> Option<f64> {
+    let errors = modules.iter().map(|module| error(module)).collect::<Option<Vec<f64>>>()?;
+    (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64)
+}
+
+/// Three significant digits, or a dash.
+pub fn scientific(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2e}"))
+}
+
+impl Outcome {
+    /// The tables.
+    pub fn text(&self) -> String {
+        let mut text = format!("{}\n", self.module_table());
+        self.remarks().iter().for_each(|remark| {
+            let _ = writeln!(text, "{remark}");
+        });
+        let _ = writeln!(text, "\n{}", self.totals_table());
+        let _ = writeln!(text, "\n{}", self.runtime_table());
+        if let Some(proof) = &self.proof {
+            let _ = writeln!(text, "\n{}", card::proof_sentence(proof));
+        }
+        let _ = write!(text, "written: {}", self.out.display());
+        text
+    }
+
+    fn module_table(&self) -> Table {
+        let headings =
+            ["module", "bits", "group", "error, nearest", "error, written", "damping", "precision", "seconds"];
+        let mut table = Table::new(headings);
+        for module in &self.modules {
+            let used = module.factorization.as_ref();
+            table.row([
+                short(&module.module).to_owned(),
+                module.spec.bits.to_string(),
+                module.spec.group_size.map_or_else(|| "row".to_owned(), |size| size.to_string()),
+                scientific(module.error_round_to_nearest),
+                scientific(module.error),
+                used.map_or_else(|| "-".to_owned(), |f| f.damping.to_string()),
+                used.map_or_else(|| "-".to_owned(), |f| f.precision.clone()),
+                format!("{:.2}", module.seconds),
+            ]);
+        }
+        table
+    }
+
+    /// What went otherwise than asked, by name.
+    fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        for module in &self.modules {
+            let name = short(&module.module);
+            if !module.dead_columns.is_empty() {
+                remarks.push(format!("{name}: dead columns {}", columns(&module.dead_columns)));
+            }
+            let Some(used) = &module.factorization else { continue };
+            if used.damping > used.damping_asked {
+                remarks.push(format!("{name}: damping raised from {} to {}", used.damping_asked, used.damping));
+            }
+            if !used.degenerate_columns.is_empty() {
+                remarks.push(format!("{name}: degenerate columns {}", columns(&used.degenerate_columns)));
+            }
+        }
+        remarks
+    }
+
+    fn totals_table(&self) -> Table {
+        let totals = &self.totals;
+        let mut table = Table::new(["total", ""]);
+        table.row(["modules".to_owned(), totals.modules.to_string()]);
+        table.row(["mean error, nearest".to_owned(), scientific(totals.error_round_to_nearest)]);
+        table.row(["mean error, written".to_owned(), scientific(totals.error)]);
+        table.row(["bits per quantized weight".to_owned(), format!("{:.3}", totals.bits_per_weight)]);
+        table.row(["bits per weight, all tensors".to_owned(), format!("{:.3}", totals.bits_per_weight_all)]);
+        table.row(["size".to_owned(), machine::bytes(totals.bytes)]);
+        table.row(["seconds".to_owned(), format!("{:.1}", totals.seconds)]);
+        if let Some(rate) = totals.tokens_per_second {
+            table.row(["calibration tokens per second".to_owned(), format!("{rate:.0}")]);
+        }
+        if let Some(peak) = totals.peak_memory {
+            table.row(["peak memory".to_owned(), machine::bytes(peak)]);
+        }
+        if totals.blocks_resumed > 0 {
+            table.row(["blocks from an earlier run".to_owned(), totals.blocks_resumed.to_string()]);
+        }
+        table
+    }
+
+    fn runtime_table(&self) -> Table {
+        let mut table = Table::new(["runtime", "verdict", "why"]);
+        for verdict in &self.runtimes {
+            table.row([verdict.runtime.to_string(), verdict.outcome.to_string(), verdict.why.clone()]);
+        }
+        table
+    }
+}
+
+/// A module's name without the part that all share.
+fn short(module: &str) -> &str {
+    module.strip_prefix("model.layers.").unwrap_or(module)
+}
+
+/// The first few of a list of columns.
+fn columns(columns: &[usize]) -> String {
+    let named: Vec<String> = columns.iter().take(8).map(ToString::to_string).collect();
+    match columns.len().saturating_sub(8) {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+/// A checkpoint as people read it.
+pub fn inspection(inspected: &crate::stub::Inspection) -> String {
+    format!("{inspected:?}")
+}

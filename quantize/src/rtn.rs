@@ -1,0 +1,54 @@
+//! Rounding to nearest: each weight to the closest code of its group's grid. The baseline that any method must beat,
+//! and the only one that needs no calibration.
+
+use crate::{
+    Hessian, QuantizeError,
+    measure::{output_energy, relative_output_error},
+    solver::{LayerReport, Solver, check_finite},
+};
+use kernels::{QuantSpec, QuantizedMatrix, block_solve};
+use model::Linear;
+use std::time::Instant;
+
+/// Round to nearest, measured on calibration inputs.
+pub struct RoundToNearest;
+
+impl Solver for RoundToNearest {
+    fn solve(
+        &self,
+        linear: &Linear,
+        spec: &QuantSpec,
+        hessian: &mut Hessian<'_>,
+    ) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
+        let started = Instant::now();
+        let (matrix, mut report) = round(linear, spec)?;
+        let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
+        let error = relative_output_error(&linear.weight, &matrix.dequantize(), energy, hessian.gram(), linear.inputs);
+        report.tokens = hessian.tokens();
+        report.error_round_to_nearest = Some(error);
+        report.error = Some(error);
+        report.dead_columns = hessian.dead().to_vec();
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok((matrix, report))
+    }
+}
+
+/// Rounds without looking at inputs; the report holds no errors.
+pub fn round(linear: &Linear, spec: &QuantSpec) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
+    let started = Instant::now();
+    check_finite(linear)?;
+    let matrix = block_solve::round_to_nearest(&linear.weight, linear.inputs, spec);
+    let report = LayerReport {
+        module: linear.name.clone(),
+        outputs: linear.outputs,
+        inputs: linear.inputs,
+        spec: *spec,
+        tokens: 0,
+        error_round_to_nearest: None,
+        error: None,
+        factorization: None,
+        dead_columns: Vec::new(),
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    Ok((matrix, report))
+}

@@ -1,0 +1,79 @@
+//! The seam between a method and everything around it: [`Solver`], one method, weight and statistics in, integers out.
+
+use crate::{Hessian, QuantizeError};
+use kernels::{QuantSpec, QuantizedMatrix, cholesky::Precision};
+use model::Linear;
+use serde::{Deserialize, Serialize};
+
+/// A way to quantize a linear layer given what its inputs look like.
+pub trait Solver: Sync {
+    /// The integers for `linear` under `spec`, and what they cost.
+    fn solve(
+        &self,
+        linear: &Linear,
+        spec: &QuantSpec,
+        hessian: &mut Hessian<'_>,
+    ) -> Result<(QuantizedMatrix, LayerReport), QuantizeError>;
+}
+
+/// What is known of one quantized module. All but `seconds` is the same on every run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Module name.
+    pub module: String,
+    /// Rows.
+    pub outputs: usize,
+    /// Columns.
+    pub inputs: usize,
+    /// Its settings.
+    pub spec: QuantSpec,
+    /// Calibration tokens its inputs were measured on; 0 without calibration.
+    pub tokens: usize,
+    /// `‖ΔW X‖² / ‖W X‖²` of rounding to nearest, where there was calibration.
+    pub error_round_to_nearest: Option<f64>,
+    /// The same of what is written: after error compensation, where the method has it.
+    pub error: Option<f64>,
+    /// How the Hessian was factored, where the method does.
+    pub factorization: Option<Factorization>,
+    /// Columns whose input was always zero.
+    pub dead_columns: Vec<usize>,
+    /// Seconds of solving and measuring.
+    pub seconds: f64,
+}
+
+/// How a Hessian was factored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Factorization {
+    /// Relative damping asked for.
+    pub damping_asked: f64,
+    /// Relative damping used: more than asked for if the factorization failed.
+    pub damping: f64,
+    /// `float32`, or `float64` where float32 failed.
+    pub precision: String,
+    /// Columns whose pivot float32 can't tell from zero.
+    pub degenerate_columns: Vec<usize>,
+}
+
+impl Factorization {
+    /// The record of `factor`.
+    pub fn of(factor: &crate::hessian::Factor, damping_asked: f64) -> Self {
+        let precision = match factor.precision {
+            Precision::Single => "float32",
+            Precision::Double => "float64",
+        };
+        Self {
+            damping_asked,
+            damping: factor.damping,
+            precision: precision.to_owned(),
+            degenerate_columns: factor.degenerate.clone(),
+        }
+    }
+}
+
+/// Refuses a weight that holds NaN or infinity.
+pub fn check_finite(linear: &Linear) -> Result<(), QuantizeError> {
+    if linear.weight.iter().all(|w| w.is_finite()) {
+        return Ok(());
+    }
+    Err(QuantizeError::NotFinite { module: linear.name.clone(), what: "its weights are" })
+}

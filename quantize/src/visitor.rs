@@ -1,0 +1,80 @@
+//! What the calibration driver calls back: solve a stage, keep its integers, make a finished block durable.
+
+use crate::{
+    Hessian, Journal, QuantizeError, Solver,
+    gptq::Gptq,
+    journal::Solved,
+    plan::{Method, ValidPlan},
+    rtn::RoundToNearest,
+};
+use calibration::{CalibrationError, LayerStatistics, Visitor};
+use console::Progress;
+use model::{Block, Linear, Stage};
+
+/// Quantizes block after block into a journal.
+pub struct Quantizer<'a> {
+    plan: &'a ValidPlan,
+    journal: &'a Journal,
+    solver: Box<dyn Solver>,
+    progress: &'a mut Progress,
+    block: Vec<Solved>,
+}
+
+impl<'a> Quantizer<'a> {
+    /// For `plan`, into `journal`; every module is a step of `progress`.
+    pub fn new(plan: &'a ValidPlan, journal: &'a Journal, progress: &'a mut Progress) -> Self {
+        let solver: Box<dyn Solver> = match plan.options.method {
+            Method::Gptq => Box::new(Gptq { damping: plan.options.damping }),
+            Method::Rtn => Box::new(RoundToNearest),
+        };
+        Self { plan, journal, solver, progress, block: Vec::new() }
+    }
+
+    fn solve_stage(&mut self, linears: &mut [Linear], statistics: &LayerStatistics) -> Result<(), QuantizeError> {
+        let mut hessian = Hessian::new(statistics, &linears[0].name)?;
+        for linear in linears {
+            let Some(spec) = self.plan.spec_of(&linear.name) else { continue };
+            let (matrix, report) = self.solver.solve(linear, spec, &mut hessian)?;
+            linear.weight = matrix.dequantize();
+            self.progress.step(&linear.name);
+            self.block.push((matrix, report));
+        }
+        Ok(())
+    }
+}
+
+impl Visitor for Quantizer<'_> {
+    fn restore(&mut self, block: &mut Block) -> Result<bool, CalibrationError> {
+        if !self.journal.has(block.index) {
+            return Ok(false);
+        }
+        let solved = self.journal.load(block.index)?;
+        for stage in Stage::ALL {
+            for linear in block.linears_mut(stage) {
+                if let Some((matrix, _)) = solved.iter().find(|(_, report)| report.module == linear.name) {
+                    linear.weight = matrix.dequantize();
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn wants(&self, linears: &[Linear]) -> bool {
+        linears.iter().any(|linear| self.plan.spec_of(&linear.name).is_some())
+    }
+
+    fn stage(
+        &mut self,
+        _block: usize,
+        _stage: Stage,
+        linears: &mut [Linear],
+        statistics: &LayerStatistics,
+    ) -> Result<(), CalibrationError> {
+        Ok(self.solve_stage(linears, statistics)?)
+    }
+
+    fn block_done(&mut self, block: &Block) -> Result<(), CalibrationError> {
+        let solved = std::mem::take(&mut self.block);
+        Ok(self.journal.store(block.index, &solved)?)
+    }
+}
