@@ -1,6 +1,7 @@
 //! The command line of `evaluate`, which is also its documentation.
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use console::generated::Kind;
 use evaluate::{
     Protocol,
     protocol::{Changes, PROTOCOLS, TextHandling},
@@ -43,11 +44,17 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but a ratio is above --limit-ratio, 130 interrupted.";
 
-/// Subcommands.
+/// What there is to do besides measuring.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// List the protocols with their rules and formulas.
+    /// List the protocols with their rules and formulas
     Protocols,
+    /// Write the man page, the reference page or shell completions to stdout
+    #[command(hide = true)]
+    Generate {
+        /// What to write
+        kind: Kind,
+    },
 }
 
 /// The options of a measurement.

@@ -2,6 +2,7 @@
 
 use crate::cli::{Arguments, Command, Measure};
 use anyhow::Context as _;
+use clap::CommandFactory as _;
 use console::{Exit, Progress, files::Output};
 use evaluate::{
     Measurement, Prepared, Resolved,
@@ -21,6 +22,10 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     match (arguments.command, arguments.measure) {
         (Some(Command::Protocols), _) => {
             print(&protocols());
+            Ok(Exit::Done)
+        }
+        (Some(Command::Generate { kind }), _) => {
+            console::generated::write(kind, Arguments::command(), &mut std::io::stdout())?;
             Ok(Exit::Done)
         }
         (None, Some(measure)) => {
