@@ -360,3 +360,6 @@ fn ropes(fields: &Fields<'_>, family: Family, head_width: usize, max: usize) -> 
     shape.base = local_base;
     Ok(vec![global, rope::build(local.as_ref(), &shape)?])
 }
+
+#[cfg(test)]
+mod tests;
