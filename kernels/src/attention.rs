@@ -2,6 +2,18 @@
 //!
 //! `out[t] = sum_s softmax_s(scale * q[t]·k[s]) v[s]` over `max(0, t+1-window) <= s <= t`; query head `h` reads
 //! key-value head `h / (heads / kv_heads)`.
+//!
+//! Walked head by head in blocks of [`BLOCK`] queries: one product gives the block's scores against the keys that any of
+//! its queries sees, softmax in place turns them into weights (zero outside a query's own range), a second product sums
+//! the values, and each row is divided by its sum of weights at the end. Only `[BLOCK, keys]` scores exist at a time.
+//! Values must be finite: a weight of zero does not silence an infinity of a later token in the same block.
+
+use crate::exponential::{exp_and_sum, largest};
+use crate::gemm::{Old, Strided, StridedMut, product};
+use std::ops::Range;
+
+/// Queries that share a tile of scores.
+const BLOCK: usize = 64;
 
 /// Shapes and scale of one attention.
 #[derive(Clone, Copy, Debug)]
@@ -19,35 +31,170 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// `q` and `out` are `[tokens, heads * head_width]`, `k` and `v` `[tokens, kv_heads * head_width]`.
+    /// `q` and `out` are `[tokens, heads * head_width]`, `k` and `v` `[tokens, kv_heads * head_width]`. Runs on the calling
+    /// thread. A row does not depend on later tokens, but for the order of its sums where the sequence ends inside its
+    /// block: a few units in the last place.
     pub fn causal(&self, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+        let tokens = q.len() / (self.heads * self.head_width);
+        assert_eq!(
+            (q.len(), k.len(), v.len()),
+            (out.len(), tokens * self.kv_heads * self.head_width, k.len()),
+            "shapes of q, k, v and out"
+        );
+        let mut scores = vec![0.0; BLOCK.min(tokens) * tokens];
+        for head in 0..self.heads {
+            for first in (0..tokens).step_by(BLOCK) {
+                self.block(head, first..(first + BLOCK).min(tokens), [q, k, v], out, &mut scores);
+            }
+        }
+    }
+
+    /// The keys that query `t` sees.
+    fn seen(&self, t: usize) -> Range<usize> {
+        self.window.map_or(0, |window| (t + 1).saturating_sub(window))..t + 1
+    }
+
+    /// One head of the queries `block`.
+    fn block(&self, head: usize, block: Range<usize>, [q, k, v]: [&[f32]; 3], out: &mut [f32], scores: &mut [f32]) {
         let d = self.head_width;
         let (q_width, kv_width) = (self.heads * d, self.kv_heads * d);
-        let tokens = q.len() / q_width;
-        let mut scores = vec![0.0f32; tokens];
-        for h in 0..self.heads {
-            let kv = h / (self.heads / self.kv_heads) * d;
-            for t in 0..tokens {
-                let first = self.window.map_or(0, |w| (t + 1).saturating_sub(w));
-                let query = &q[t * q_width + h * d..][..d];
-                let mut max = f32::NEG_INFINITY;
-                for s in first..=t {
-                    let key = &k[s * kv_width + kv..][..d];
-                    scores[s] = self.scale * query.iter().zip(key).map(|(a, b)| a * b).sum::<f32>();
-                    max = max.max(scores[s]);
-                }
-                let mut sum = 0.0;
-                for s in &mut scores[first..=t] {
-                    *s = (*s - max).exp();
-                    sum += *s;
-                }
-                let out = &mut out[t * q_width + h * d..][..d];
-                out.fill(0.0);
-                for s in first..=t {
-                    let p = scores[s] / sum;
-                    for (out, v) in out.iter_mut().zip(&v[s * kv_width + kv..][..d]) {
-                        *out += p * v;
+        let keys = self.seen(block.start).start..block.end;
+        let (rows, columns) = (block.len(), keys.len());
+        let q_at = block.start * q_width + head * d;
+        let kv_at = keys.start * kv_width + head / (self.heads / self.kv_heads) * d;
+        product(
+            [rows, columns, d],
+            StridedMut { data: scores, row: columns, column: 1 },
+            Old::Overwrite,
+            self.scale,
+            Strided { data: &q[q_at..], row: q_width, column: 1 },
+            Strided { data: &k[kv_at..], row: 1, column: kv_width },
+        );
+        let mut sums = [0.0; BLOCK];
+        for ((scores, sum), t) in scores.chunks_exact_mut(columns).zip(&mut sums).zip(block.clone()) {
+            let seen = self.seen(t);
+            *sum = exponentials(scores, seen.start - keys.start..seen.end - keys.start);
+        }
+        product(
+            [rows, d, columns],
+            StridedMut { data: &mut out[q_at..], row: q_width, column: 1 },
+            Old::Overwrite,
+            1.0,
+            Strided { data: scores, row: columns, column: 1 },
+            Strided { data: &v[kv_at..], row: kv_width, column: 1 },
+        );
+        for (out, sum) in out[q_at..].chunks_mut(q_width).zip(&sums[..rows]) {
+            let inverse = 1.0 / sum;
+            out[..d].iter_mut().for_each(|out| *out *= inverse);
+        }
+    }
+}
+
+/// Turns scores into unnormalized weights, zero outside `seen`; returns their sum.
+fn exponentials(scores: &mut [f32], seen: Range<usize>) -> f32 {
+    scores[..seen.start].fill(0.0);
+    scores[seen.end..].fill(0.0);
+    let scores = &mut scores[seen];
+    let shift = largest(scores);
+    exp_and_sum(scores, shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::random;
+
+    /// The formula, query by query, in float64.
+    fn reference(a: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+        let d = a.head_width;
+        let (q_width, kv_width) = (a.heads * d, a.kv_heads * d);
+        let mut out = vec![0.0; q.len()];
+        for h in 0..a.heads {
+            let kv = h / (a.heads / a.kv_heads) * d;
+            for t in 0..q.len() / q_width {
+                let first = a.window.map_or(0, |w| (t + 1).saturating_sub(w));
+                let score = |s: usize| -> f64 {
+                    let terms =
+                        (0..d).map(|i| f64::from(q[t * q_width + h * d + i]) * f64::from(k[s * kv_width + kv + i]));
+                    f64::from(a.scale) * terms.sum::<f64>()
+                };
+                let scores: Vec<f64> = (first..=t).map(score).collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+                for (s, score) in (first..=t).zip(&scores) {
+                    for i in 0..d {
+                        out[t * q_width + h * d + i] += (score - max).exp() / sum * f64::from(v[s * kv_width + kv + i]);
                     }
+                }
+            }
+        }
+        out
+    }
+
+    fn inputs(a: &Attention, tokens: usize) -> [Vec<f32>; 3] {
+        let (q_width, kv_width) = (a.heads * a.head_width, a.kv_heads * a.head_width);
+        [random(tokens * q_width, 1), random(tokens * kv_width, 2), random(tokens * kv_width, 3)]
+    }
+
+    /// A score errs by at most `(d + 2) u scale sum |q k| <= (d + 2) u scale d`, which shifts each weight by as much
+    /// relatively; the weighted sum of values below 1 errs twice that plus `tokens` roundings. In practice far less.
+    fn bound(a: &Attention, tokens: usize) -> f64 {
+        let d = a.head_width as f64;
+        2f64.powi(-24) * (2.0 * (d + 2.0) * f64::from(a.scale) * d + tokens as f64 + 8.0)
+    }
+
+    fn check(a: &Attention, tokens: usize) {
+        let [q, k, v] = inputs(a, tokens);
+        let mut out = vec![f32::NAN; q.len()];
+        a.causal(&q, &k, &v, &mut out);
+        for (at, (got, expected)) in out.iter().zip(reference(a, &q, &k, &v)).enumerate() {
+            let error = (f64::from(*got) - expected).abs();
+            assert!(error <= bound(a, tokens), "{a:?}, {tokens} tokens, at {at}: {got} {expected}");
+        }
+    }
+
+    fn shape(heads: usize, kv_heads: usize, head_width: usize, window: Option<usize>) -> Attention {
+        Attention { heads, kv_heads, head_width, scale: 1.0 / (head_width as f32).sqrt(), window }
+    }
+
+    #[test]
+    fn agrees_with_the_formula() {
+        for tokens in [1, 2, 3, 63, 64, 65, 130] {
+            for window in [None, Some(1), Some(2), Some(40), Some(64), Some(100), Some(1000)] {
+                check(&shape(3, 1, 16, window), tokens);
+            }
+        }
+        for (heads, kv_heads, width) in [(9, 3, 64), (2, 2, 128), (4, 1, 96), (2, 1, 256), (1, 1, 1), (2, 1, 7)] {
+            check(&shape(heads, kv_heads, width, None), 90);
+            check(&shape(heads, kv_heads, width, Some(20)), 90);
+        }
+        check(&shape(1, 1, 64, None), 2048);
+        check(&shape(1, 1, 64, Some(512)), 1500);
+    }
+
+    /// Scores far apart and large: nothing overflows, the largest wins.
+    #[test]
+    fn large_scores() {
+        let a = Attention { scale: 300.0, ..shape(2, 1, 8, None) };
+        let [q, k, v] = inputs(&a, 70);
+        let mut out = vec![f32::NAN; q.len()];
+        a.causal(&q, &k, &v, &mut out);
+        assert!(out.iter().all(|v| v.abs() <= 1.0 + 1e-6));
+    }
+
+    #[test]
+    fn later_tokens_do_not_matter() {
+        for window in [None, Some(30)] {
+            let a = shape(3, 1, 64, window);
+            let [q, k, v] = inputs(&a, 300);
+            let mut long = vec![0.0; q.len()];
+            a.causal(&q, &k, &v, &mut long);
+            for tokens in [1, 5, 64, 70, 128, 200, 299] {
+                let (q, kv) = (&q[..tokens * 192], tokens * 64);
+                let mut short = vec![0.0; q.len()];
+                a.causal(q, &k[..kv], &v[..kv], &mut short);
+                for (short, long) in short.iter().zip(&long) {
+                    assert!(f64::from((short - long).abs()) <= bound(&a, 300), "{tokens} tokens: {short} {long}");
                 }
             }
         }

@@ -10,6 +10,7 @@
 //!
 //! Rows are cut into chunks of [`ROWS`] whatever the number of threads.
 
+use crate::dispatch::vectorized;
 use crate::gemm::{Old, Strided, StridedMut, product};
 use crate::grid::Grid;
 use crate::{QuantSpec, QuantizedMatrix};
@@ -181,8 +182,13 @@ impl<'a> Solve<'a> {
 
     fn run(mut self) {
         for block in &self.walk.blocks {
-            for row in 0..self.rows {
-                self.solve_block(row, block.clone());
+            let inputs = self.walk.inputs;
+            let grids = self.chunk.scales.chunks_exact_mut(self.chunk.groups);
+            let grids = grids.zip(self.chunk.zeros.chunks_exact_mut(self.chunk.groups));
+            let weights = self.weight.chunks_exact_mut(inputs).zip(self.errors.chunks_exact_mut(BLOCK));
+            let rows = weights.zip(self.chunk.codes.chunks_exact_mut(inputs)).zip(grids);
+            for (((weight, errors), codes), (scales, zeros)) in rows {
+                solve_block(self.walk, block, Row { weight, errors, codes, scales, zeros });
             }
             self.correct_behind(block.clone());
         }
@@ -205,31 +211,6 @@ impl<'a> Solve<'a> {
         }
     }
 
-    /// Quantizes one row's columns of a block, each correcting those of the block behind it.
-    fn solve_block(&mut self, row: usize, block: Range<usize>) {
-        let walk = self.walk;
-        let max_code = walk.spec.max_code();
-        for position in block.clone() {
-            let weight = &mut self.weight[row * walk.inputs..][..walk.inputs];
-            let grid_at = row * self.chunk.groups + walk.group_at[position] as usize;
-            if !walk.plan.fixed_grids && walk.starts_group(position) {
-                let grid = Grid::fit(&weight[walk.group_from(position)], walk.spec);
-                self.chunk.scales[grid_at] = grid.scale;
-                self.chunk.zeros[grid_at] = grid.zero;
-            }
-            let grid = Grid { scale: self.chunk.scales[grid_at], zero: self.chunk.zeros[grid_at] };
-            let code = grid.code(weight[position], max_code);
-            self.chunk.codes[row * walk.inputs + walk.plan.order[position]] = code;
-            let u = &walk.u[position * walk.inputs..][..block.end];
-            let error = (weight[position] - grid.value(code)) / u[position];
-            let error = if error.is_finite() { error } else { 0.0 };
-            self.errors[row * BLOCK + position - block.start] = error;
-            for (weight, u) in weight[position + 1..block.end].iter_mut().zip(&u[position + 1..]) {
-                *weight -= error * u;
-            }
-        }
-    }
-
     /// `W[:, behind] -= E U[block, behind]`.
     fn correct_behind(&mut self, block: Range<usize>) {
         let (inputs, behind) = (self.walk.inputs, self.walk.inputs - block.end);
@@ -242,6 +223,40 @@ impl<'a> Solve<'a> {
                 Strided { data: &self.errors, row: BLOCK, column: 1 },
                 Strided { data: &self.walk.u[block.start * inputs + block.end..], row: inputs, column: 1 },
             );
+        }
+    }
+}
+
+/// One row of a chunk: weights by position, errors of the block, codes by stored column, grids by group.
+struct Row<'a> {
+    weight: &'a mut [f32],
+    errors: &'a mut [f32],
+    codes: &'a mut [u8],
+    scales: &'a mut [f16],
+    zeros: &'a mut [u8],
+}
+
+vectorized! {
+    /// Quantizes one row's columns of a block, each correcting those of the block behind it.
+    fn solve_block(walk: &Walk, block: &Range<usize>, row: Row) {
+        let max_code = walk.spec.max_code();
+        for position in block.clone() {
+            let group = walk.group_at[position] as usize;
+            if !walk.plan.fixed_grids && walk.starts_group(position) {
+                let grid = Grid::fit(&row.weight[walk.group_from(position)], walk.spec);
+                (row.scales[group], row.zeros[group]) = (grid.scale, grid.zero);
+            }
+            let grid = Grid { scale: row.scales[group], zero: row.zeros[group] };
+            let (weight, behind) = row.weight[position..block.end].split_at_mut(1);
+            let (diagonal, u) = walk.u[position * walk.inputs..][position..block.end].split_at(1);
+            let code = grid.code(weight[0], max_code);
+            row.codes[walk.plan.order[position]] = code;
+            let error = (weight[0] - grid.value(code)) / diagonal[0];
+            let error = if error.is_finite() { error } else { 0.0 };
+            row.errors[position - block.start] = error;
+            for (weight, u) in behind.iter_mut().zip(u) {
+                *weight = u.mul_add(-error, *weight);
+            }
         }
     }
 }

@@ -12,6 +12,8 @@ pub mod activation;
 pub mod attention;
 pub mod block_solve;
 pub mod cholesky;
+mod dispatch;
+mod exponential;
 pub mod gemm;
 pub mod gram;
 pub mod grid;

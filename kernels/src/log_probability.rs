@@ -1,19 +1,138 @@
 //! Negative log-likelihood of given tokens under the language-model head, without writing the logits whole.
 //!
 //! `nll[r] = log sum_v exp(x[r]·head[v]) - x[r]·head[target[r]]`, in nats.
+//!
+//! The vocabulary is walked in tiles of [`COLUMNS`], the rows in tiles of [`ROWS`]. Each row keeps the largest logit so far
+//! and `sum exp(logit - largest)`; a larger one rescales the sum. Tiles are summed in float32, the running sum and the
+//! logarithm are float64.
 
-/// `x` is `[targets.len(), inputs]`, `head` `[vocabulary, inputs]`; the vocabulary is walked in tiles.
+use crate::exponential::{exp_and_sum, largest};
+use crate::gemm::{Old, Strided, StridedMut, product};
+
+/// Entries of the vocabulary in a tile.
+const COLUMNS: usize = 1024;
+/// Rows in a tile.
+const ROWS: usize = 256;
+
+/// `x` is `[targets.len(), inputs]`, `head` `[vocabulary, inputs]`; the vocabulary is walked in tiles. Runs on the calling
+/// thread.
 pub fn negative_log_likelihood(x: &[f32], head: &[f32], inputs: usize, targets: &[u32]) -> Vec<f32> {
     let vocabulary = head.len() / inputs;
-    let mut logits = vec![0.0; targets.len() * vocabulary];
-    crate::gemm::linear(x, head, None, inputs, &mut logits);
-    logits
-        .chunks_exact(vocabulary)
-        .zip(targets)
-        .map(|(row, &target)| {
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = row.iter().map(|v| f64::from(v - max).exp()).sum();
-            (f64::from(max) + sum.ln() - f64::from(row[target as usize])) as f32
-        })
-        .collect()
+    assert_eq!((x.len(), head.len()), (targets.len() * inputs, vocabulary * inputs), "shapes of x, head and targets");
+    assert!(targets.iter().all(|target| (*target as usize) < vocabulary), "every target is in the vocabulary");
+    let mut rows: Vec<Row> = targets.iter().map(|target| Row::new(*target)).collect();
+    let mut logits = vec![0.0; ROWS.min(targets.len()) * COLUMNS.min(vocabulary)];
+    for (tile, head) in head.chunks(COLUMNS * inputs).enumerate() {
+        let columns = head.len() / inputs;
+        for (x, rows) in x.chunks(ROWS * inputs).zip(rows.chunks_mut(ROWS)) {
+            product(
+                [rows.len(), columns, inputs],
+                StridedMut { data: &mut logits, row: columns, column: 1 },
+                Old::Overwrite,
+                1.0,
+                Strided { data: x, row: inputs, column: 1 },
+                Strided { data: head, row: 1, column: inputs },
+            );
+            for (row, logits) in rows.iter_mut().zip(logits.chunks_exact_mut(columns)) {
+                row.add(logits, tile * COLUMNS);
+            }
+        }
+    }
+    rows.iter().map(Row::negative_log_likelihood).collect()
+}
+
+/// The softmax of one row as far as the vocabulary has been walked.
+struct Row {
+    target: usize,
+    target_logit: f32,
+    largest: f32,
+    /// `sum exp(logit - largest)`.
+    sum: f64,
+}
+
+impl Row {
+    fn new(target: u32) -> Self {
+        Self { target: target as usize, target_logit: 0.0, largest: f32::NEG_INFINITY, sum: 0.0 }
+    }
+
+    /// Takes in the logits of the entries from `first` on, which it overwrites.
+    fn add(&mut self, logits: &mut [f32], first: usize) {
+        if let Some(logit) = self.target.checked_sub(first).and_then(|at| logits.get(at)) {
+            self.target_logit = *logit;
+        }
+        let highest = largest(logits);
+        if highest > self.largest {
+            self.sum *= f64::from(self.largest - highest).exp();
+            self.largest = highest;
+        }
+        self.sum += f64::from(exp_and_sum(logits, self.largest));
+    }
+
+    fn negative_log_likelihood(&self) -> f32 {
+        (f64::from(self.largest) - f64::from(self.target_logit) + self.sum.ln()) as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::random;
+
+    fn reference(x: &[f32], head: &[f32], inputs: usize, targets: &[u32]) -> Vec<f64> {
+        let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let rows = x.chunks(inputs).zip(targets);
+        let one = |(x, target): (&[f32], &u32)| {
+            let logits: Vec<f64> = head.chunks(inputs).map(|w| dot(x, w)).collect();
+            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            max + logits.iter().map(|l| (l - max).exp()).sum::<f64>().ln() - logits[*target as usize]
+        };
+        rows.map(one).collect()
+    }
+
+    /// A logit errs by at most `inputs u sum |x w|`, so a difference of two by twice that; the exponentials and their sums
+    /// add a few units relative to the sum, that is absolutely to its logarithm; the result is rounded once.
+    #[test]
+    fn agrees_with_the_formula() {
+        for (rows, vocabulary, inputs, spread) in [
+            (1, 1, 1, 1.0),
+            (3, 10, 4, 1.0),
+            (5, 1025, 16, 3.0),
+            (257, 300, 33, 1.0),
+            (2, 5000, 64, 20.0),
+            (0, 7, 3, 1.0),
+        ] {
+            let x: Vec<f32> = random(rows * inputs, 1).iter().map(|v| v * spread).collect();
+            let head = random(vocabulary * inputs, 2);
+            let targets: Vec<u32> = (0..rows).map(|r| (r * 7919 % vocabulary) as u32).collect();
+            let got = negative_log_likelihood(&x, &head, inputs, &targets);
+            let magnitude = f64::from(spread) * inputs as f64;
+            let unit = 2f64.powi(-24);
+            for (got, expected) in got.iter().zip(reference(&x, &head, inputs, &targets)) {
+                let bound = unit * (2.0 * inputs as f64 * magnitude + 70.0 + expected);
+                assert!((f64::from(*got) - expected).abs() <= bound, "{rows} {vocabulary}: {got} {expected} {bound}");
+            }
+        }
+    }
+
+    #[test]
+    fn extremes() {
+        // One logit towers: the likelihood is 1 for it and exp(-1000) for the other, wherever they stand.
+        for (head, targets) in [([1000.0, 0.0], [0, 1]), ([0.0, 1000.0], [1, 0])] {
+            assert_eq!(negative_log_likelihood(&[1.0, 1.0], &head, 1, &targets), [0.0, 1000.0]);
+        }
+        assert!(negative_log_likelihood(&[f32::NAN], &[1.0, 2.0], 1, &[0])[0].is_nan());
+    }
+
+    /// A row's tile may be multiplied by another path of the product when it is short: equal but for the sums' order.
+    #[test]
+    fn other_rows_do_not_matter() {
+        let (vocabulary, inputs) = (1500, 48);
+        let (x, head) = (random(300 * inputs, 5), random(vocabulary * inputs, 6));
+        let targets: Vec<u32> = (0..300).collect();
+        let all = negative_log_likelihood(&x, &head, inputs, &targets);
+        for rows in [1, 2, 17, 256, 299] {
+            let some = negative_log_likelihood(&x[..rows * inputs], &head, inputs, &targets[..rows]);
+            assert!(some.iter().zip(&all).all(|(a, b)| (a - b).abs() <= 3e-6));
+        }
+    }
 }
