@@ -1,4 +1,4 @@
 //! Small random models on disk, and the slow decoder they are held against.
 
-pub mod reference;
-pub mod small_model;
+pub(crate) mod reference;
+pub(crate) mod small_model;

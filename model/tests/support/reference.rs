@@ -5,31 +5,31 @@ use super::small_model::Tensors;
 
 /// One layer's own settings.
 #[derive(Clone)]
-pub struct Layer {
+pub(crate) struct Layer {
     /// Tokens seen, itself included.
-    pub window: Option<usize>,
+    pub(crate) window: Option<usize>,
     /// One per turned pair.
-    pub frequencies: Vec<f64>,
+    pub(crate) frequencies: Vec<f64>,
 }
 
-pub struct Reference<'a> {
-    pub tensors: &'a Tensors,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_width: usize,
-    pub epsilon: f64,
+pub(crate) struct Reference<'a> {
+    pub(crate) tensors: &'a Tensors,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_width: usize,
+    pub(crate) epsilon: f64,
     /// 1 for Gemma.
-    pub norm_offset: f64,
-    pub embedding_scale: f64,
-    pub attention_scale: f64,
+    pub(crate) norm_offset: f64,
+    pub(crate) embedding_scale: f64,
+    pub(crate) attention_scale: f64,
     /// Factor of cosine and sine.
-    pub rope_factor: f64,
-    pub gelu: bool,
-    pub layers: Vec<Layer>,
+    pub(crate) rope_factor: f64,
+    pub(crate) gelu: bool,
+    pub(crate) layers: Vec<Layer>,
 }
 
 /// `base^(-2j/width)`.
-pub fn frequencies(base: f64, width: usize) -> Vec<f64> {
+pub(crate) fn frequencies(base: f64, width: usize) -> Vec<f64> {
     (0..width / 2).map(|j| base.powf(-((2 * j) as f64) / width as f64)).collect()
 }
 
@@ -37,7 +37,7 @@ type Rows = Vec<Vec<f64>>;
 
 impl Reference<'_> {
     /// Logits after every token.
-    pub fn logits(&self, tokens: &[u32]) -> Rows {
+    pub(crate) fn logits(&self, tokens: &[u32]) -> Rows {
         let embedding = self.matrix("model.embed_tokens.weight").expect("an embedding");
         let row = |&token: &u32| embedding[token as usize].iter().map(|v| v * self.embedding_scale).collect();
         let mut hidden: Rows = tokens.iter().map(row).collect();

@@ -8,17 +8,17 @@ use std::{collections::BTreeMap, fs, path::Path};
 use tempfile::TempDir;
 
 /// Name to shape and values.
-pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub(crate) type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// A model on disk that disappears with this value.
-pub struct SmallModel {
-    pub folder: TempDir,
-    pub config: Value,
-    pub tensors: Tensors,
+pub(crate) struct SmallModel {
+    pub(crate) folder: TempDir,
+    pub(crate) config: Value,
+    pub(crate) tensors: Tensors,
 }
 
 /// The keys all test configurations share: hidden 64, 3 layers, 4 heads on 2, feed-forward 96, 100 tokens.
-pub fn config(architecture: &str, model_type: &str, more: &Value) -> Value {
+pub(crate) fn config(architecture: &str, model_type: &str, more: &Value) -> Value {
     let mut config = json!({
         "architectures": [architecture], "model_type": model_type, "hidden_size": 64, "intermediate_size": 96,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
@@ -33,7 +33,7 @@ pub fn config(architecture: &str, model_type: &str, more: &Value) -> Value {
 
 impl SmallModel {
     /// Draws every tensor that Transformers would save for `config` and writes the folder.
-    pub fn new(config: Value, seed: u64) -> Self {
+    pub(crate) fn new(config: Value, seed: u64) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let gemma = config["model_type"] == "gemma3_text";
         let draw = |(name, shape): (String, Vec<usize>)| {
@@ -56,12 +56,12 @@ impl SmallModel {
         model
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// Writes config, tokenizer and tensors anew.
-    pub fn write(&self) {
+    pub(crate) fn write(&self) {
         let path = |name: &str| self.path().join(name);
         fs::write(path("config.json"), self.config.to_string()).expect("config.json is written");
         fs::write(path("tokenizer.json"), tokenizer_json()).expect("tokenizer.json is written");
@@ -73,7 +73,7 @@ impl SmallModel {
         let views = bytes.iter().map(|(name, shape, bytes)| {
             (*name, TensorView::new(Dtype::F32, (*shape).clone(), bytes).expect("shape and bytes agree"))
         });
-        serialize_to_file(views, None, path("model.safetensors")).expect("model.safetensors is written");
+        serialize_to_file(views, None, &path("model.safetensors")).expect("model.safetensors is written");
     }
 }
 
