@@ -23,7 +23,7 @@ use crate::{
 };
 use model::Checkpoint;
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 /// Windows that protocols over C4 take at most.
 const C4_WINDOWS: usize = 256;
@@ -128,14 +128,17 @@ impl Prepared {
                 return Ok(());
             }
             let drawn = random.below(documents.len() as u32) as usize;
-            if !seen.contains_key(&drawn) {
-                let stream = Stream::tokenize(checkpoint, &documents[drawn].text, true)?;
-                let long = stream.tokens.len() > length;
-                added |= stream.added > 0;
-                seen.insert(drawn, long.then_some(self.streams.len()));
-                self.streams.extend(long.then_some(stream));
-            }
-            let Some(index) = seen[&drawn] else { continue };
+            let index = match seen.entry(drawn) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => {
+                    let stream = Stream::tokenize(checkpoint, &documents[drawn].text, true)?;
+                    let index = (stream.tokens.len() > length).then_some(self.streams.len());
+                    added |= stream.added > 0;
+                    self.streams.extend(index.map(|_| stream));
+                    *new.insert(index)
+                }
+            };
+            let Some(index) = index else { continue };
             let stream = &self.streams[index];
             let start = random.below((stream.tokens.len() - length) as u32) as usize;
             let tokens = stream.tokens[start..start + length].to_vec();

@@ -1,5 +1,7 @@
 //! The command as people and scripts meet it.
 
+#![allow(clippy::unwrap_used)]
+
 mod toy;
 
 use assert_cmd::Command;

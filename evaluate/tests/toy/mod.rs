@@ -1,5 +1,7 @@
 //! A Llama of two layers with random weights and a tokenizer that knows forty words, as a Hugging Face folder.
 
+#![allow(clippy::unwrap_used)]
+
 use model::Checkpoint;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -132,7 +134,8 @@ pub(crate) fn text(count: usize) -> String {
     let mut text = String::new();
     while let Some(word) = words.next() {
         let line: Vec<String> = std::iter::once(word).chain(words.by_ref().take(9)).collect();
-        text += &format!("{}\n", line.join(" "));
+        text += &line.join(" ");
+        text.push('\n');
     }
     text
 }
