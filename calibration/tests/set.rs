@@ -185,3 +185,14 @@ fn tokens_are_held_against_each_stage() {
     let enough = check_tokens(&Bench::new().checkpoint.config, 96);
     assert!(enough.iter().all(|check| check.warning.is_none()));
 }
+
+#[test]
+fn the_embedded_texts_are_enough_for_the_demo_model() {
+    let checkpoint = Checkpoint::open("demo").unwrap();
+    for source in ["demo:prose", "demo:code"] {
+        let domain = Domain::parse(source).unwrap();
+        let set = CalibrationSet::build(&[domain], &options(Packing::Concat, 64, 256), &checkpoint).unwrap();
+        let record = &set.manifest.sources[0];
+        assert_eq!((record.files[0].name.as_str(), record.documents, set.tokens()), (source, 1, 64 * 256));
+    }
+}
