@@ -1,5 +1,7 @@
 //! Calibration sets from files to windows with a toy tokenizer.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic anywhere, helpers included")]
+
 mod toy;
 
 use calibration::{
