@@ -5,4 +5,6 @@
 
 mod arrows;
 mod goldens;
+mod perplexity;
 mod real_models;
+mod tokenizers;
