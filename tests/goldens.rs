@@ -1,11 +1,14 @@
-//! Both real models against float32 Transformers: token ids, likelihood of every token, last logits, greedy text.
+//! Both real models against float32 Transformers: likelihood of every token, last logits, greedy continuation. (Token
+//! ids are compared in `tokenizers.rs`.)
 //!
 //! The tolerances are the project's: 1e-3 nats a token, 2e-2 a logit. A greedy continuation is checked without
 //! generating: fed with the text and the expected continuation, the model has to prefer each expected token at its place
 //! (which by induction is what generating would have given).
 
+#![allow(clippy::print_stderr, reason = "the measured differences are the test's report")]
+
 use crate::real_models;
-use model::{Checkpoint, tokenizer};
+use model::Checkpoint;
 use serde_json::Value;
 use std::fs;
 
@@ -30,11 +33,6 @@ fn agrees(name: &str) {
     let checkpoint = Checkpoint::open(path.to_str().expect("a path in UTF-8")).expect("the model opens");
     let golden = fs::read_to_string(shared.join(format!("golden/{name}.json"))).expect("the golden file is there");
     let golden: Value = serde_json::from_str(&golden).expect("the golden file is JSON");
-    for encoding in list(&golden["encodings"]).iter().chain(list(&golden["texts"])) {
-        let text = encoding["text"].as_str().expect("a text");
-        let ours = tokenizer::encode(&checkpoint.tokenizer, text, false).expect("the text is encoded");
-        assert_eq!(ours, ids(&encoding["ids"]), "token ids of {text:?}");
-    }
     let head = checkpoint.head().expect("the head is read");
     let (width, vocabulary) = (checkpoint.config.hidden_size, checkpoint.config.vocabulary);
     let mut hidden: Vec<Vec<f32>> =

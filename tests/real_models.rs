@@ -1,5 +1,7 @@
 //! Where the real models and the shared files are, told by the environment.
 
+#![allow(clippy::print_stderr, reason = "a test that is skipped has to say so")]
+
 use std::{env, path::PathBuf};
 
 /// The folders that `CALIPER_MODELS` and `CALIPER_SHARED` name; says so on standard error if one is not set.

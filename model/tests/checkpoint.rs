@@ -131,10 +131,7 @@ fn a_reference_to_nothing_says_what_can_be_given() {
     let file = model.path().join("config.json");
     assert_eq!(
         sentence(file.to_str().expect("UTF-8")),
-        format!(
-            "{}: is neither a folder nor a .gguf file; give the folder that holds config.json",
-            file.display()
-        )
+        format!("{}: is neither a folder nor a .gguf file; give the folder that holds config.json", file.display())
     );
 }
 
@@ -150,7 +147,8 @@ fn a_token_beyond_the_vocabulary_is_refused() {
 #[test]
 fn the_files_of_a_checkpoint_are_listed_and_its_companions_copied() {
     let model = llama(&json!({}));
-    let settings = json!({"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]});
+    let settings =
+        json!({"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]});
     fs::write(model.path().join("tokenizer_config.json"), settings.to_string()).expect("is written");
     fs::write(model.path().join("README.md"), "not part of the model").expect("is written");
     let checkpoint = open(&model).expect("opens");
@@ -165,7 +163,10 @@ fn the_files_of_a_checkpoint_are_listed_and_its_companions_copied() {
     let written = checkpoint.copy_companions(copy.path()).expect("are copied");
     assert_eq!(written, ["tokenizer.json", "tokenizer_config.json"]);
     for name in written {
-        assert_eq!(fs::read(copy.path().join(&name)).expect("copy"), fs::read(model.path().join(&name)).expect("source"));
+        assert_eq!(
+            fs::read(copy.path().join(&name)).expect("copy"),
+            fs::read(model.path().join(&name)).expect("source")
+        );
     }
 }
 
