@@ -5,3 +5,5 @@
 
 mod arrows;
 mod interop;
+mod perplexity;
+mod tokenizers;
