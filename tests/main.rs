@@ -5,6 +5,7 @@
 
 mod arrows;
 mod goldens;
+mod interop;
 mod perplexity;
 mod real_models;
 mod tokenizers;
