@@ -1,5 +1,7 @@
 //! Calibration sets from files to windows with a toy tokenizer.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic anywhere, helpers included")]
+
 mod toy;
 
 use calibration::{
@@ -182,4 +184,15 @@ fn tokens_are_held_against_each_stage() {
     assert!(checks.iter().all(|check| check.warning.is_some()));
     let enough = check_tokens(&Bench::new().checkpoint.config, 96);
     assert!(enough.iter().all(|check| check.warning.is_none()));
+}
+
+#[test]
+fn the_embedded_texts_are_enough_for_the_demo_model() {
+    let checkpoint = Checkpoint::open("demo").unwrap();
+    for source in ["demo:prose", "demo:code"] {
+        let domain = Domain::parse(source).unwrap();
+        let set = CalibrationSet::build(&[domain], &options(Packing::Concat, 64, 256), &checkpoint).unwrap();
+        let record = &set.manifest.sources[0];
+        assert_eq!((record.files[0].name.as_str(), record.documents, set.tokens()), (source, 1, 64 * 256));
+    }
 }
