@@ -49,7 +49,9 @@ pub fn cut(stream: &Stream, scored: Scored, length: usize, stride: usize, beginn
         Scored::Rolling => rolling(stream, 0, beginning.unwrap_or_default(), length),
     };
     if let (Some(token), false) = (beginning, scored == Scored::Rolling) {
-        windows.iter_mut().for_each(|window| window.tokens[0] = token);
+        for window in &mut windows {
+            window.tokens[0] = token;
+        }
     }
     windows
 }
@@ -61,9 +63,9 @@ fn full(stream: &Stream, length: usize, skipped: usize) -> Vec<Window> {
 
 fn overlapping(stream: &Stream, length: usize, stride: usize, only_new: bool) -> Vec<Window> {
     let mut windows = Vec::new();
-    let (mut start, mut reached) = (0, 0);
+    let (mut start, mut reached) = (0_usize, 0);
     loop {
-        let end = (start + length).min(stream.tokens.len());
+        let end = start.saturating_add(length).min(stream.tokens.len());
         windows.extend(Window::cut(stream, 0, start..end, if only_new { reached } else { 0 }));
         if end == stream.tokens.len() {
             return windows;
@@ -80,7 +82,7 @@ pub fn rolling(stream: &Stream, document: usize, prefix: u32, length: usize) -> 
     let mut windows = Vec::new();
     let mut reached = 0;
     while reached < total {
-        let end = total.min(reached + length);
+        let end = total.min(reached.saturating_add(length));
         let mut tokens = if reached == 0 { vec![prefix] } else { Vec::new() };
         let start = if reached == 0 { 0 } else { end - length - 1 };
         tokens.extend(&stream.tokens[start..end]);
@@ -209,7 +211,7 @@ mod tests {
             let stream = Stream::of(0..total as u32);
             let windows = cut(&stream, Scored::New, length, length, None);
             let targets: Vec<u32> = windows.iter().flat_map(|window| window.targets().to_vec()).collect();
-            let expected: Vec<u32> = (0..total as u32).filter(|id| *id as usize % length != 0).collect();
+            let expected: Vec<u32> = (0..total as u32).filter(|id| !(*id as usize).is_multiple_of(length)).collect();
             prop_assert_eq!(targets, expected);
         }
     }
