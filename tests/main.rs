@@ -4,3 +4,4 @@
 //! `CALIPER_MODELS` (folder of the models) and `CALIPER_SHARED` (folder of texts and goldens) set, and `--ignored`.
 
 mod arrows;
+mod tokenizers;

@@ -203,7 +203,7 @@ fn map(path: &Path) -> Result<Mmap, ModelError> {
 }
 
 /// The `weight_map` of an index: tensor to file name, every name checked to stay in the folder.
-fn shard_names(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
+pub(crate) fn shard_names(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,

@@ -72,9 +72,9 @@ impl Settings<'_> {
         }
         let keys = head_width(&self.metadata, self.architecture)? as u64;
         match self.size("attention.value_length")? {
-            Some(values) if values != keys => Err(self.metadata.unsupported(format!(
-                "a model whose values are {values} wide and whose keys are {keys} wide"
-            ))),
+            Some(values) if values != keys => Err(self
+                .metadata
+                .unsupported(format!("a model whose values are {values} wide and whose keys are {keys} wide"))),
             _ => Ok(()),
         }
     }
@@ -204,14 +204,16 @@ fn gemma3(settings: &Settings<'_>) -> Result<Map<String, Value>, ModelError> {
     whole_head_is_turned(settings)?;
     let layers = settings.required("block_count")?;
     let pattern = settings.size("attention.sliding_window_pattern")?.unwrap_or(6).max(1);
-    let kinds = (1..=layers.min(1 << 16)).map(|layer| {
-        if layer % pattern == 0 { "full_attention" } else { "sliding_attention" }
-    });
+    let kinds = (1..=layers.min(1 << 16))
+        .map(|layer| if layer % pattern == 0 { "full_attention" } else { "sliding_attention" });
     let head_width = head_width(&settings.metadata, settings.architecture)? as u64;
     // Scores are divided by the root of the head's width, but in the largest model by that of hidden size / heads.
     let largest = layers == 62;
-    let query_scalar =
-        if largest { settings.required("embedding_length")? / settings.required("attention.head_count")? } else { head_width };
+    let query_scalar = if largest {
+        settings.required("embedding_length")? / settings.required("attention.head_count")?
+    } else {
+        head_width
+    };
     Ok(object(json!({
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
@@ -324,7 +326,13 @@ fn llama3(settings: &Settings<'_>, divisors: &[f32]) -> Result<Value, ModelError
 
 /// Phi-3's two lists of divisors. The factor of cosine and sine follows from the ratio of the context lengths; a file
 /// that says otherwise is refused.
-fn long_rope(settings: &Settings<'_>, long: &[f32], short: &[f32], ratio: f64, original: u64) -> Result<Value, ModelError> {
+fn long_rope(
+    settings: &Settings<'_>,
+    long: &[f32],
+    short: &[f32],
+    ratio: f64,
+    original: u64,
+) -> Result<Value, ModelError> {
     let expected = if ratio <= 1.0 { 1.0 } else { (1.0 + ratio.ln() / (original as f64).ln()).sqrt() };
     if let Some(factor) = settings.number("rope.scaling.attn_factor")?
         && (factor - expected).abs() > 1e-4 * expected

@@ -19,7 +19,8 @@ use tokenizers::{
 /// Contractions, words with one leading sign, up to three digits, signs, line ends, spaces.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The same with single digits.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Words are cut where upper case begins; single digits.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Words are cut where upper case begins and keep their contraction; up to three digits.
@@ -115,7 +116,10 @@ mod tests {
             words("deepseek-coder", text),
             ["I", "'", "LL", "_pay", "1", "2", "3", "4", "5", "_(", "now", ")", "/", "/", "_", "_fooBar"]
         );
-        assert_eq!(words("default", text), ["I", "'", "LL", "_pay", "123", "45", "_", "(", "now", ")", "//_", "_fooBar"]);
+        assert_eq!(
+            words("default", text),
+            ["I", "'", "LL", "_pay", "123", "45", "_", "(", "now", ")", "//_", "_fooBar"]
+        );
     }
 
     #[test]

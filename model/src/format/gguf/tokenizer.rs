@@ -156,7 +156,10 @@ fn stored_merges(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result
     };
     let checked = |merge: &&str| {
         parse(merge).ok_or_else(|| {
-            ModelError::malformed(metadata.path, format!("`{key}` has `{merge}`, which doesn't join two tokens into one"))
+            ModelError::malformed(
+                metadata.path,
+                format!("`{key}` has `{merge}`, which doesn't join two tokens into one"),
+            )
         })
     };
     merges.iter().map(checked).collect()
@@ -277,10 +280,7 @@ fn token_of(
 }
 
 /// Puts beginning and end of text around a text, where the file wants them.
-fn template(
-    metadata: &Metadata<'_>,
-    vocabulary: &Vocabulary<'_>,
-) -> Result<Option<TemplateProcessing>, ModelError> {
+fn template(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<Option<TemplateProcessing>, ModelError> {
     let wanted = |add: bool, name| -> Result<Option<(String, u32)>, ModelError> {
         if !add {
             return Ok(None);

@@ -1,0 +1,75 @@
+//! Tokenizers rebuilt from the metadata of real GGUF files, against the ids that Transformers gives.
+
+use model::format::gguf::GgufFile;
+use serde_json::Value;
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+use tokenizers::Tokenizer;
+
+const NAMES: [&str; 2] = ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"];
+
+/// The folders of models and shared data, or a loud line and nothing.
+fn folders() -> Option<(PathBuf, PathBuf)> {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from);
+    let both = folder("CALIPER_MODELS").zip(folder("CALIPER_SHARED"));
+    if both.is_none() {
+        println!("skipped: CALIPER_MODELS and CALIPER_SHARED are not set");
+    }
+    both
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
+}
+
+fn golden(shared: &Path, name: &str) -> Value {
+    let path = shared.join("golden").join(format!("{name}.json"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn check_goldens(tokenizer: &Tokenizer, golden: &Value, name: &str) {
+    for case in ["encodings", "texts"].iter().flat_map(|key| golden[key].as_array().unwrap()) {
+        let text = case["text"].as_str().unwrap();
+        let expected = ids(&case["ids"]);
+        assert_eq!(model::tokenizer::encode(tokenizer, text, false).unwrap(), expected, "{name}: {text:?}");
+        assert_eq!(tokenizer.decode(&expected, false).unwrap(), text, "{name}: {text:?}");
+    }
+    for case in golden["texts"].as_array().unwrap() {
+        let greedy = tokenizer.decode(&ids(&case["greedy_24_ids"]), false).unwrap();
+        assert_eq!(greedy, case["greedy_24_text"].as_str().unwrap(), "{name}");
+    }
+}
+
+#[test]
+#[ignore = "needs the real models"]
+fn ids_equal_those_of_transformers() {
+    let Some((models, shared)) = folders() else { return };
+    for name in NAMES {
+        let tokenizer = GgufFile::open(&models.join(format!("{name}.gguf"))).unwrap().tokenizer().unwrap();
+        let golden = golden(&shared, name);
+        check_goldens(&tokenizer, &golden, name);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        tokenizer.save(&path, false).unwrap();
+        check_goldens(&Tokenizer::from_file(&path).unwrap(), &golden, name);
+    }
+}
+
+#[test]
+#[ignore = "needs the real models"]
+fn a_long_text_gives_the_ids_of_the_text_as_a_whole() {
+    let Some((models, shared)) = folders() else { return };
+    let text = std::fs::read_to_string(shared.join("data/wikitext2/wiki.test.canonical.raw")).unwrap();
+    for name in NAMES {
+        let tokenizer = GgufFile::open(&models.join(format!("{name}.gguf"))).unwrap().tokenizer().unwrap();
+        let start = Instant::now();
+        let ids = model::tokenizer::encode(&tokenizer, &text, false).unwrap();
+        let fast = start.elapsed();
+        let whole = tokenizer.encode_fast(text.as_str(), false).unwrap().get_ids().to_vec();
+        println!("{name}: {} tokens, {fast:.2?} against {:.2?} as a whole", ids.len(), start.elapsed() - fast);
+        assert!(ids == whole, "{name}: cutting changed the ids");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text, "{name}");
+    }
+}
