@@ -4,4 +4,6 @@
 //! `CALIPER_MODELS` (folder of the models) and `CALIPER_SHARED` (folder of texts and goldens) set, and `--ignored`.
 
 mod arrows;
+mod interop;
+mod perplexity;
 mod tokenizers;
