@@ -228,9 +228,9 @@ fn any_affix(arguments: &[Value], holds: impl Fn(&str) -> bool) -> Result<Value,
 
 fn capitalized(text: &str) -> String {
     let mut characters = text.chars();
-    characters.next().map_or(String::new(), |first| {
-        first.to_uppercase().chain(characters.flat_map(char::to_lowercase)).collect()
-    })
+    characters
+        .next()
+        .map_or(String::new(), |first| first.to_uppercase().chain(characters.flat_map(char::to_lowercase)).collect())
 }
 
 /// At most `most` cuts; without a separator at runs of white space.
@@ -298,10 +298,7 @@ mod tests {
         let template = "{{ bos_token }}\n{% for message in messages %}\n    {% if message['role'] == 'system' %}\n\
             [{{ message.content.strip() }}]\n    {%- else %}\n{{ message['role'] }}: {{ message.content + eos_token }}\n\
             {% endif %}\n{% endfor %}\n{% if add_generation_prompt %}answer{% endif %}\n";
-        assert_eq!(
-            rendered(template),
-            "<s>\n[Be brief.]user: Hi <there> & \"you\"</s>\nassistant: Hello</s>\n"
-        );
+        assert_eq!(rendered(template), "<s>\n[Be brief.]user: Hi <there> & \"you\"</s>\nassistant: Hello</s>\n");
     }
 
     #[test]

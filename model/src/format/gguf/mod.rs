@@ -7,7 +7,7 @@ mod config;
 mod container;
 mod metadata;
 mod names;
-mod pre_tokenizer;
+pub(crate) mod pre_tokenizer;
 mod rope;
 mod tokenizer;
 
