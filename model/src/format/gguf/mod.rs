@@ -14,6 +14,7 @@ mod tokenizer;
 use crate::{
     ModelError,
     format::{StoredType, TensorSource},
+    inspect::StoredTensor,
 };
 use candle_core::{CpuStorage, quantized::GgmlDType};
 use container::{Container, TensorInfo};
@@ -180,6 +181,19 @@ impl GgufFile {
     pub fn companion_files(&self) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
         config::companion_files(self)
     }
+}
+
+/// Every tensor as it lies in the file at `path`, under the file's own names, whatever the architecture.
+pub(crate) fn list(path: &Path) -> Result<Vec<StoredTensor>, ModelError> {
+    let describe = |info: TensorInfo| StoredTensor {
+        name: info.name,
+        stored_type: format!("{:?}", info.kind),
+        shape: info.shape,
+        bytes: info.bytes.len() as u64,
+    };
+    let mut tensors: Vec<_> = Container::parse(path, &map(path)?)?.tensors.into_iter().map(describe).collect();
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tensors)
 }
 
 /// Maps the file at `path` into memory.
