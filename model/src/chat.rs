@@ -306,8 +306,8 @@ mod tests {
         for (expression, expected) in [
             ("' ab '.lstrip()", "ab "),
             ("'xxabx'.strip('x')", "ab"),
-            ("'abc'.startswith(('x', 'ab'))", "true"),
-            ("'abc'.endswith('b')", "false"),
+            ("'abc'.startswith(('x', 'ab'))", "True"),
+            ("'abc'.endswith('b')", "False"),
             ("'a</t>b'.split('</t>')[-1]", "b"),
             ("' a  b c '.split(None, 1)|join('|')", "a|b c "),
             ("'a,b,c'.split(',', 1)|join('|')", "a|b,c"),
@@ -324,7 +324,7 @@ mod tests {
             ("messages[1]|tojson", r#"{"role": "user", "content": "Hi <there> & \"you\""}"#),
             ("{'a': [1, 2.5, true, none]}|tojson", r#"{"a": [1, 2.5, true, null]}"#),
             ("{'a': 1}|tojson(indent=2)", "{\n  \"a\": 1\n}"),
-            ("tools is none and documents is none", "true"),
+            ("tools is none and documents is none", "True"),
         ] {
             assert_eq!(rendered(&format!("{{{{ {expression} }}}}")), expected, "{expression}");
         }

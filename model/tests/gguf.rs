@@ -335,12 +335,11 @@ fn configurations() {
     );
     expect(
         draft("qwen2")
-            .set("qwen2.rope.scaling.type", Meta::Text("yarn".into()))
-            .set("qwen2.rope.scaling.factor", Meta::F32(4.0))
-            .set("qwen2.rope.scaling.original_context_length", Meta::U32(16)),
+            .set("qwen2.rope.scaling.type", Meta::Text("linear".into()))
+            .set("qwen2.rope.scaling.factor", Meta::F32(4.0)),
         json!({
             "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": false,
-            "rope_scaling": { "type": "yarn", "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16 },
+            "rope_scaling": { "type": "linear", "rope_type": "linear", "factor": 4.0 },
         }),
     );
     expect(
@@ -372,6 +371,20 @@ fn configurations() {
             },
         }),
     );
+}
+
+#[test]
+fn yarn_is_described_in_full() {
+    let config = draft("qwen2")
+        .set("qwen2.rope.scaling.type", Meta::Text("yarn".into()))
+        .set("qwen2.rope.scaling.factor", Meta::F32(4.0))
+        .set("qwen2.rope.scaling.original_context_length", Meta::U32(16));
+    assert_eq!(
+        config.open().unwrap().file.config_json().unwrap()["rope_scaling"],
+        json!({ "type": "yarn", "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16 })
+    );
+    let missing = config.without("qwen2.rope.scaling.factor").refusal();
+    assert!(missing.contains("qwen2.rope.scaling.factor"), "{missing}");
 }
 
 #[test]
