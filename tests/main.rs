@@ -4,4 +4,5 @@
 //! `CALIPER_MODELS` (folder of the models) and `CALIPER_SHARED` (folder of texts and goldens) set, and `--ignored`.
 
 mod arrows;
+mod perplexity;
 mod tokenizers;

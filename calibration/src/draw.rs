@@ -45,9 +45,9 @@ mod tests {
         assert_ne!(first(0, 0), first(0, 1));
     }
 
-    /// The key stream of ChaCha8 under the zero key begins 3e 00 ef 2f 89 5f 40 d6: `below(1000)` of the little-endian
-    /// number 0xd6405f892fef003e is 836.
-    const PINNED: [usize; 3] = [836, 0, 0];
+    /// The published key stream of ChaCha8 under the zero key begins 3e00ef2f895f40d6 7f5bb8e81f09a5a1
+    /// 2c840ec3ce9a7f3b; as little-endian numbers these are 0.8369, 0.6314 and 0.2324 of 2^64.
+    const PINNED: [usize; 3] = [836, 631, 232];
 
     #[test]
     fn numbers_are_even() {

@@ -143,11 +143,11 @@ mod tests {
         accumulator.finish()
     }
 
-    /// `|a - b|` against the bound for float32 sums of so many products of numbers below 4: `terms * 16 * 2^-24` each
-    /// way, twice over for two orders of summation.
+    /// `|a - b|` against the bound for float32 sums of `n` products of numbers below 4, `n 2^-24 * 16 n`, twice since
+    /// both sides are such sums.
     fn assert_close(a: &LayerStatistics, b: &LayerStatistics) {
         assert_eq!((a.width, a.tokens), (b.width, b.tokens));
-        let bound = a.tokens as f32 * 16.0 * 2.0 / (1 << 24) as f32 * 2.0;
+        let bound = 2.0 * 16.0 * (a.tokens * a.tokens) as f32 / (1 << 24) as f32;
         for (a, b) in a.gram.iter().zip(&b.gram) {
             assert!((a - b).abs() <= bound, "{a} and {b}, bound {bound}");
         }

@@ -1,5 +1,7 @@
 //! The driver against full forward passes with a tap, in every order; restoring, spilling, threads.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic anywhere, helpers included")]
+
 mod toy;
 
 use calibration::{

@@ -2,6 +2,7 @@
 //!
 //! The table is the project's reference; it holds per-token perplexity over the unquantized model's on the same text.
 
+use model::{Checkpoint, format::gguf::GgufFile};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -61,15 +62,32 @@ impl Band {
         BANDS.iter().find(|band| band.kind == kind)
     }
 
-    /// The band of a checkpoint, from the `quantization_config` of its `config.json`; none where the kind has none.
-    pub fn of_checkpoint(config_json: &Value) -> Option<&'static Self> {
-        let quantization = config_json.get("quantization_config")?;
+    /// The band of a checkpoint, from its `quantization_config` or, for a GGUF file, its file type; none where the kind
+    /// has none.
+    pub fn of_checkpoint(checkpoint: &Checkpoint) -> Option<&'static Self> {
+        if checkpoint.path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            return Self::of_file_type(GgufFile::open(&checkpoint.path).ok()?.file_type()?);
+        }
+        Self::of_config(checkpoint.config_json.get("quantization_config")?)
+    }
+
+    fn of_config(quantization: &Value) -> Option<&'static Self> {
         let method = quantization.get("quant_method")?.as_str()?.to_lowercase();
         match (method.as_str(), bits(quantization)) {
-            ("gguf", _) => gguf(quantization.get("file_type")?.as_str()?),
             ("gptq", Some(4)) => Self::of("GPTQ 4-bit"),
             ("awq", Some(4)) => Self::of("AWQ 4-bit"),
             (_, Some(8)) => Self::of("8-bit"),
+            _ => None,
+        }
+    }
+
+    /// llama.cpp's numbers of file types.
+    fn of_file_type(number: u64) -> Option<&'static Self> {
+        match number {
+            7 => Self::of("GGUF Q8"),
+            10 => Self::of("Q2_K"),
+            12 => Self::of("Q3_K_M"),
+            15 => Self::of("Q4_K_M"),
             _ => None,
         }
     }
@@ -99,14 +117,6 @@ fn bits(quantization: &Value) -> Option<u64> {
     widths.all(|width| width == Some(first)).then_some(first)
 }
 
-fn gguf(file_type: &str) -> Option<&'static Band> {
-    match file_type {
-        "Q8_0" | "Q8_K" => Band::of("GGUF Q8"),
-        "Q2_K" | "Q2_K_S" => Band::of("Q2_K"),
-        other => Band::of(other),
-    }
-}
-
 impl std::fmt::Display for Verdict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Band { kind, low, high, open, remark } = self.band;
@@ -123,30 +133,29 @@ impl std::fmt::Display for Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        Place::{Better, Inside, Worse},
+        *,
+    };
     use serde_json::json;
 
-    fn kind(config: Value) -> Option<&'static str> {
-        Band::of_checkpoint(&json!({ "quantization_config": config })).map(|band| band.kind)
+    fn kind(config: &Value) -> Option<&'static str> {
+        Band::of_config(config).map(|band| band.kind)
     }
 
     #[test]
     fn the_kind_is_read_from_the_checkpoint() {
-        assert_eq!(kind(json!({"quant_method": "gptq", "bits": 4})), Some("GPTQ 4-bit"));
-        assert_eq!(kind(json!({"quant_method": "gptq", "bits": 8})), Some("8-bit"));
-        assert_eq!(kind(json!({"quant_method": "gptq", "bits": 3})), None);
-        assert_eq!(kind(json!({"quant_method": "awq", "bits": 4})), Some("AWQ 4-bit"));
-        assert_eq!(kind(json!({"quant_method": "bitsandbytes", "load_in_8bit": true})), Some("8-bit"));
+        assert_eq!(kind(&json!({"quant_method": "gptq", "bits": 4})), Some("GPTQ 4-bit"));
+        assert_eq!(kind(&json!({"quant_method": "gptq", "bits": 8})), Some("8-bit"));
+        assert_eq!(kind(&json!({"quant_method": "gptq", "bits": 3})), None);
+        assert_eq!(kind(&json!({"quant_method": "awq", "bits": 4})), Some("AWQ 4-bit"));
+        assert_eq!(kind(&json!({"quant_method": "bitsandbytes", "load_in_8bit": true})), Some("8-bit"));
         let group = |bits| json!({"weights": {"num_bits": bits}});
         let compressed = |groups| json!({"quant_method": "compressed-tensors", "config_groups": groups});
-        assert_eq!(kind(compressed(json!({"group_0": group(8)}))), Some("8-bit"));
-        assert_eq!(kind(compressed(json!({"group_0": group(8), "group_1": group(4)}))), None);
-        for (file_type, expected) in [("Q8_0", "GGUF Q8"), ("Q4_K_M", "Q4_K_M"), ("Q3_K_M", "Q3_K_M"), ("Q2_K", "Q2_K")]
-        {
-            assert_eq!(kind(json!({"quant_method": "gguf", "file_type": file_type})), Some(expected));
-        }
-        assert_eq!(kind(json!({"quant_method": "gguf", "file_type": "Q5_K_M"})), None);
-        assert_eq!(Band::of_checkpoint(&json!({})), None);
+        assert_eq!(kind(&compressed(json!({"group_0": group(8)}))), Some("8-bit"));
+        assert_eq!(kind(&compressed(json!({"group_0": group(8), "group_1": group(4)}))), None);
+        let files = [7, 10, 12, 15, 17, 1].map(|number| Band::of_file_type(number).map(|band| band.kind));
+        assert_eq!(files, [Some("GGUF Q8"), Some("Q2_K"), Some("Q3_K_M"), Some("Q4_K_M"), None, None]);
     }
 
     #[test]
@@ -154,7 +163,6 @@ mod tests {
         let places = |kind: &str, ratios: &[f64]| -> Vec<Place> {
             ratios.iter().map(|&ratio| Band::of(kind).unwrap().verdict(ratio).place).collect()
         };
-        use Place::{Better, Inside, Worse};
         assert_eq!(places("GPTQ 4-bit", &[1.0, 1.05, 1.10, 1.11]), [Better, Inside, Inside, Worse]);
         assert_eq!(places("Q2_K", &[1.1, 1.2, 5.0]), [Better, Inside, Inside]);
     }

@@ -39,10 +39,11 @@ const AFTER_HELP: &str = "\
 Examples:
   evaluate demo
   evaluate OUT --baseline MODEL --perplexity wiki.test.raw
-  evaluate OUT --baseline MODEL --perplexity wiki.test.raw --max-tokens 32768 --json --limit-ratio 1.10
-  evaluate org/name --perplexity hub:Salesforce/wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet
+  evaluate OUT --baseline MODEL --perplexity wiki.test.raw --json --limit-ratio 1.10
+  evaluate org/name --perplexity text.jsonl --field body --protocol hf-sliding --stride 256
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but a ratio is above --limit-ratio, 130 interrupted.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but a ratio is above --limit-ratio,
+130 interrupted.";
 
 /// What there is to do besides measuring.
 #[derive(Debug, Subcommand)]

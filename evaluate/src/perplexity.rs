@@ -23,7 +23,7 @@ use crate::{
 };
 use model::Checkpoint;
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 /// Windows that protocols over C4 take at most.
 const C4_WINDOWS: usize = 256;
@@ -84,15 +84,12 @@ impl Prepared {
             stream.truncate(C4_WINDOWS * resolved.window);
         }
         stream.truncate(resolved.max_tokens.unwrap_or(usize::MAX));
-        let replaced =
-            (resolved.protocol.beginning == Beginning::Replaced).then_some(checkpoint.config.bos_token).flatten();
-        self.beginning = match (resolved.protocol.beginning, replaced) {
-            (Beginning::Replaced, Some(token)) => {
-                format!("{} in place of each window's first token", name_token(checkpoint, token))
-            }
-            (Beginning::Replaced, None) => "none: the model wants no BOS".to_owned(),
-            _ if stream.added == 0 => "none: the tokenizer adds none".to_owned(),
-            _ => format!("{} before the whole text only", name_token(checkpoint, stream.tokens[0])),
+        let added = (stream.added > 0).then(|| stream.tokens[0]);
+        let replaced = added.filter(|_| resolved.protocol.beginning == Beginning::Replaced);
+        self.beginning = match (added, replaced) {
+            (None, _) => "none: the tokenizer adds none".to_owned(),
+            (_, Some(token)) => format!("{} in place of each window's first token", name_token(checkpoint, token)),
+            (Some(token), None) => format!("{} before the whole text only", name_token(checkpoint, token)),
         };
         self.tokens = stream.tokens.len();
         self.windows = window::cut(&stream, resolved.protocol.scored, resolved.window, resolved.stride, replaced);
@@ -131,14 +128,17 @@ impl Prepared {
                 return Ok(());
             }
             let drawn = random.below(documents.len() as u32) as usize;
-            if !seen.contains_key(&drawn) {
-                let stream = Stream::tokenize(checkpoint, &documents[drawn].text, true)?;
-                let long = stream.tokens.len() > length;
-                added |= stream.added > 0;
-                seen.insert(drawn, long.then_some(self.streams.len()));
-                self.streams.extend(long.then_some(stream));
-            }
-            let Some(index) = seen[&drawn] else { continue };
+            let index = match seen.entry(drawn) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => {
+                    let stream = Stream::tokenize(checkpoint, &documents[drawn].text, true)?;
+                    let index = (stream.tokens.len() > length).then_some(self.streams.len());
+                    added |= stream.added > 0;
+                    self.streams.extend(index.map(|_| stream));
+                    *new.insert(index)
+                }
+            };
+            let Some(index) = index else { continue };
             let stream = &self.streams[index];
             let start = random.below((stream.tokens.len() - length) as u32) as usize;
             let tokens = stream.tokens[start..start + length].to_vec();
@@ -243,10 +243,9 @@ impl Prepared {
     }
 }
 
-/// The BOS token, else what the configuration calls so, else the first EOS token.
+/// What lm-evaluation-harness puts before a page: BOS, else the first EOS.
 fn prefix_token(checkpoint: &Checkpoint) -> Option<u32> {
-    let configured = || checkpoint.config_json.get("bos_token_id")?.as_u64()?.try_into().ok();
-    checkpoint.config.bos_token.or_else(configured).or_else(|| checkpoint.config.eos_tokens.first().copied())
+    checkpoint.config.bos_token.or_else(|| checkpoint.config.eos_tokens.first().copied())
 }
 
 fn name_token(checkpoint: &Checkpoint, token: u32) -> String {

@@ -82,7 +82,7 @@ pub enum Scored {
 pub enum Beginning {
     /// What the tokenizer puts before the whole text, hence in the first window only.
     Tokenizer,
-    /// BOS in place of each window's first token, if the model wants a BOS.
+    /// BOS in place of each window's first token, if the tokenizer puts one before a text.
     Replaced,
     /// BOS, else EOS, before each page.
     Prefix,
@@ -131,7 +131,7 @@ const GPTQ: Protocol = Protocol {
     scored: Scored::AllOfFullWindows,
     beginning: Beginning::Tokenizer,
     reduction: Reduction::WindowMeans,
-    formula: "exp(mean over windows of the mean of l over the window's 2047 targets)",
+    formula: "exp(mean over windows of the mean of l over the window's targets, all tokens but the first)",
     note: "What papers on weight quantization report for WikiText-2.",
 };
 
@@ -328,7 +328,7 @@ impl Beginning {
     fn explain(self) -> &'static str {
         match self {
             Self::Tokenizer => "what the tokenizer adds before the whole text, so in the first window only",
-            Self::Replaced => "in place of each window's first token, if the model wants one",
+            Self::Replaced => "in place of each window's first token, if the tokenizer puts one before a text",
             Self::Prefix => "before each page (EOS where the model has no BOS)",
         }
     }

@@ -70,7 +70,7 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
     let texts = prepare(measure, resolved, &checkpoint, baseline.as_ref())?;
     announce(measure, threads, resolved, &texts);
 
-    let band = baseline.as_ref().and_then(|_| Band::of_checkpoint(&checkpoint.config_json));
+    let band = baseline.as_ref().and_then(|_| Band::of_checkpoint(&checkpoint));
     let band = band.filter(|_| resolved.protocol.reduction != Reduction::Words);
     let mut reports = Vec::with_capacity(texts.len());
     for Text { source, prepared } in &texts {

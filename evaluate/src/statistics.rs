@@ -138,7 +138,7 @@ mod tests {
     fn runs_widen_the_error_of_correlated_neighbours() {
         // A moving average of two: the variance of the mean is twice what independent blocks would have.
         let noise = series(401, 3);
-        let pairs = noise.windows(2).map(|pair| Block { sum: (pair[0].sum + pair[1].sum) / 2.0, weight: 1.0 });
+        let pairs = noise.windows(2).map(|pair| Block { sum: f64::midpoint(pair[0].sum, pair[1].sum), weight: 1.0 });
         let blocks: Vec<Block> = pairs.collect();
         let error = |run| standard_deviation(&Bootstrap { seed: 0, run }.ratios(&blocks).unwrap());
         let gain = error(2) / error(1);

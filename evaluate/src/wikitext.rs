@@ -116,7 +116,7 @@ mod tests {
         let text = " \n = One = \n \n a b \n = = Section = = \n c \n = Two = \n d \n";
         let pages = pages(text);
         assert_eq!(pages.len(), 2);
-        assert!(pages[0].text.starts_with("= One =\n"), "{:?}", pages[0].text);
+        assert!(pages[0].text.starts_with(" = One =\n"), "{:?}", pages[0].text);
         assert!(pages[0].text.contains("== Section =="));
         assert_eq!(pages[1].bytes, " = Two = \n d \n".len());
         // "", "=", "Two", "=", "d", "": six, as Python's split counts.

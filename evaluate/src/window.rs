@@ -49,7 +49,9 @@ pub fn cut(stream: &Stream, scored: Scored, length: usize, stride: usize, beginn
         Scored::Rolling => rolling(stream, 0, beginning.unwrap_or_default(), length),
     };
     if let (Some(token), false) = (beginning, scored == Scored::Rolling) {
-        windows.iter_mut().for_each(|window| window.tokens[0] = token);
+        for window in &mut windows {
+            window.tokens[0] = token;
+        }
     }
     windows
 }
@@ -209,7 +211,7 @@ mod tests {
             let stream = Stream::of(0..total as u32);
             let windows = cut(&stream, Scored::New, length, length, None);
             let targets: Vec<u32> = windows.iter().flat_map(|window| window.targets().to_vec()).collect();
-            let expected: Vec<u32> = (0..total as u32).filter(|id| *id as usize % length != 0).collect();
+            let expected: Vec<u32> = (0..total as u32).filter(|id| !(*id as usize).is_multiple_of(length)).collect();
             prop_assert_eq!(targets, expected);
         }
     }

@@ -103,7 +103,7 @@ mod tests {
     fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
         let mut files: Vec<_> = std::fs::read_dir(folder)
             .unwrap()
-            .map(|entry| entry.unwrap())
+            .map(Result::unwrap)
             .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
             .collect();
         files.sort();

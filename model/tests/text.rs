@@ -1,5 +1,7 @@
 //! Text files of every kind, whole and broken, through `model::text::read`.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic anywhere, helpers included")]
+
 use flate2::{Compression, write::GzEncoder};
 use model::text::{Document, TextFile, read, sha256_of_file};
 use parquet::{

@@ -53,7 +53,9 @@ pub(crate) fn write(folder: &Path, change: impl Fn(&str, &mut Vec<f32>)) {
             let mut numbers: Vec<f32> =
                 (0..shape.iter().product()).map(|_| random.random_range(-spread..spread)).collect();
             if shape.len() == 1 {
-                numbers.iter_mut().for_each(|number| *number += 1.0);
+                for number in &mut numbers {
+                    *number += 1.0;
+                }
             }
             change(&name, &mut numbers);
             (name, shape, numbers.iter().flat_map(|number| number.to_le_bytes()).collect())

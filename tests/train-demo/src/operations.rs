@@ -142,7 +142,9 @@ impl CustomOp1 for CausalSoftmax {
                 *value = ((*value - greatest) * self.scale).exp();
                 total += *value;
             }
-            seen.iter_mut().for_each(|value| *value /= total);
+            for value in seen {
+                *value /= total;
+            }
             hidden.fill(0.0);
         }
         Ok((CpuStorage::F32(out), layout.shape().clone()))
@@ -219,7 +221,9 @@ impl CustomOp1 for CrossEntropy {
                 *z = (*z - greatest).exp();
                 sum += *z;
             }
-            row.iter_mut().for_each(|z| *z *= weight / sum);
+            for z in &mut *row {
+                *z *= weight / sum;
+            }
             row[*target as usize] -= weight;
         }
         Ok(Some(Tensor::from_vec(dz, logits.shape(), logits.device())?))

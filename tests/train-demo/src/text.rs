@@ -209,7 +209,7 @@ impl Domain {
 
 /// The windows of one step, half prose and half code. They depend on nothing but the seed and the step, so a
 /// continued run sees what an uninterrupted one would.
-pub(crate) fn batch<'a>(domains: &'a [Domain; 2], seed: u64, step: u64, count: usize, length: usize) -> Vec<&'a [u32]> {
+pub(crate) fn batch(domains: &[Domain; 2], seed: u64, step: u64, count: usize, length: usize) -> Vec<&[u32]> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(step + 1);
     (0..count).map(|index| domains[index % 2].window(length, &mut rng)).collect()

@@ -177,6 +177,11 @@ impl GgufFile {
         self.metadata().text("tokenizer.chat_template").ok().flatten().map(str::to_owned)
     }
 
+    /// `general.file_type`: by which mixture of types the file was quantized, as llama.cpp numbers them.
+    pub fn file_type(&self) -> Option<u64> {
+        self.metadata().size("general.file_type").ok().flatten()
+    }
+
     /// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` made from the metadata: (name, bytes).
     pub fn companion_files(&self) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
         config::companion_files(self)

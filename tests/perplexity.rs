@@ -1,0 +1,67 @@
+//! Perplexity of a real model against figures that Transformers gives in float32.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use evaluate::{
+    Measurement, Prepared, Protocol,
+    protocol::{Changes, TextHandling},
+    score::{DEFAULT_MEMORY, score},
+    source::{Source, sha256},
+    text,
+};
+use model::Checkpoint;
+use std::path::PathBuf;
+
+/// The file `name` in the folder that the environment's `variable` gives, or a loud line.
+fn file(variable: &str, name: &str) -> Option<String> {
+    let Some(folder) = std::env::var_os(variable) else {
+        println!("skipped: {variable} is not set");
+        return None;
+    };
+    Some(PathBuf::from(folder).join(name).into_os_string().into_string().unwrap())
+}
+
+fn wikitext() -> Option<Source> {
+    let path = file("CALIPER_SHARED", "data/wikitext2/wiki.test.canonical.raw")?;
+    Some(Source::read(&path, None).unwrap())
+}
+
+/// The first `tokens` tokens of WikiText-2's test split under `protocol`.
+fn measure(protocol: &str, text: Option<TextHandling>, tokens: usize) -> Option<Measurement> {
+    let checkpoint = Checkpoint::open(&file("CALIPER_MODELS", "smollm2-135m-instruct.gguf")?).unwrap();
+    let changes = Changes { text, max_tokens: Some(tokens), ..Changes::default() };
+    let resolved = changes.resolve(Protocol::named(protocol).unwrap(), checkpoint.config.max_positions).unwrap();
+    let prepared = Prepared::new(&checkpoint, &wikitext()?, resolved).unwrap();
+    let scores = score(&checkpoint, &prepared.windows, DEFAULT_MEMORY, &mut |_| {}).unwrap();
+    Some(prepared.measure(&scores, 0, 1.0))
+}
+
+#[test]
+#[ignore = "needs the shared texts"]
+fn wikitexts_lines_join_to_the_text_that_papers_tokenize() {
+    let Some(source) = wikitext() else { return };
+    let joined = &text::documents(&source, TextHandling::Joined)[0].text;
+    assert_eq!(joined.len(), 1_296_370);
+    assert_eq!(sha256(joined), "696cca6b65a171b0a358a4be6732cdfdf2dd6164a32e20fd70e3c13fc4dfae83");
+    let pages = text::documents(&source, TextHandling::Pages);
+    assert_eq!(pages.len(), 62);
+    // What stands before the first article is blank and belongs to no page.
+    assert_eq!(pages.iter().map(|page| page.bytes).sum::<usize>() + 61, 1_290_590 - " \n".len());
+}
+
+#[test]
+#[ignore = "needs a real model"]
+fn gptq_2048_of_a_real_model_is_that_of_transformers() {
+    let Some(ours) = measure("gptq-2048", Some(TextHandling::Raw), 8192) else { return };
+    assert_eq!((ours.windows, ours.tokens_scored), (4, 8188));
+    assert!((ours.perplexity - 24.3413).abs() < 0.004, "{}", ours.perplexity);
+}
+
+/// llama.cpp's own figure, over a float16 copy of the weights and with a float16 cache: 22.574.
+#[test]
+#[ignore = "needs a real model"]
+fn llamacpp_512_of_a_real_model_is_that_of_llamacpp() {
+    let Some(ours) = measure("llamacpp-512", None, 32 * 512) else { return };
+    assert_eq!((ours.windows, ours.tokens_scored), (32, 32 * 255));
+    assert!((ours.perplexity / 22.574 - 1.0).abs() < 1e-3, "{}", ours.perplexity);
+}
