@@ -123,6 +123,7 @@ fn json(value: &Value) -> Result<serde_json::Value, Error> {
 }
 
 /// Python's `json.dumps`: a space after commas and colons unless indented, nothing escaped that needn't be.
+#[expect(clippy::needless_pass_by_value, reason = "the form of a filter's arguments")]
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let mut out = Vec::new();

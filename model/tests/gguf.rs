@@ -1,6 +1,8 @@
 //! GGUF files made here: every block type, every family's names and conventions, configurations, tokenizers, and what
 //! happens to files that are broken on purpose.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic anywhere, helpers included")]
+
 use candle_core::{
     Device,
     quantized::{GgmlDType, QTensor},
@@ -47,7 +49,9 @@ fn put_list<T>(out: &mut Vec<u8>, kind: u32, items: &[T], mut put: impl FnMut(&m
     out.extend(9_u32.to_le_bytes());
     out.extend(kind.to_le_bytes());
     out.extend((items.len() as u64).to_le_bytes());
-    items.iter().for_each(|item| put(out, item));
+    for item in items {
+        put(out, item);
+    }
 }
 
 impl Meta {
@@ -518,7 +522,7 @@ fn slow_sentence_piece(text: &str, prefix: bool) -> Vec<u32> {
     let text = format!("{}{}", if prefix && !text.is_empty() { "▁" } else { "" }, text.replace(' ', "▁"));
     let mut symbols: Vec<String> = text.chars().map(String::from).collect();
     loop {
-        let joined = symbols.windows(2).map(|pair| pair.concat());
+        let joined = symbols.windows(2).map(<[String]>::concat);
         let ranked = joined.enumerate().filter_map(|(at, piece)| Some((at, id(&piece).filter(|id| kinds[*id] == 1)?)));
         let Some((at, _)) = ranked.max_by(|a, b| scores[a.1].total_cmp(&scores[b.1]).then(b.0.cmp(&a.0))) else {
             break;
