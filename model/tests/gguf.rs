@@ -535,6 +535,7 @@ fn slow_sentence_piece(text: &str, prefix: bool) -> Vec<u32> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
     fn sentence_piece_tokenizers_merge_by_score(text in "(a|b| |é|\n|🙂){0,40}") {
         for prefix in [true, false] {
