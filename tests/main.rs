@@ -4,5 +4,8 @@
 //! `CALIPER_MODELS` (folder of the models) and `CALIPER_SHARED` (folder of texts and goldens) set, and `--ignored`.
 
 mod arrows;
+mod goldens;
+mod interop;
 mod perplexity;
+mod real_models;
 mod tokenizers;

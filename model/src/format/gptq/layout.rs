@@ -179,7 +179,6 @@ impl Packed<'_> {
     pub(super) fn matrix(&self, module: &QuantizedModule, version: Version) -> Result<QuantizedMatrix, String> {
         let QuantizedModule { outputs, inputs, spec, .. } = *module;
         let groups = spec.groups(inputs);
-        let every_output: Vec<usize> = (0..outputs).collect();
         let words = outputs * spec.bits as usize / 32;
         let mut zeros = Vec::with_capacity(groups * outputs);
         for group in bytes_to_words(self.zeros).chunks_exact(words) {
@@ -193,22 +192,22 @@ impl Packed<'_> {
             outputs,
             inputs,
             spec,
-            codes: self.codes_of(&every_output, module),
+            codes: self.unpack_codes(module),
             scales: transpose(&scales, groups),
             zeros: transpose(&zeros, groups),
             group_index: self.group_index.clone(),
         })
     }
 
-    /// The codes of some rows of the weight, `[rows, inputs]`.
-    pub(super) fn codes_of(&self, rows: &[usize], module: &QuantizedModule) -> Vec<u8> {
+    /// The codes, `[outputs, inputs]`.
+    fn unpack_codes(&self, module: &QuantizedModule) -> Vec<u8> {
         let (bits, outputs) = (module.spec.bits, module.outputs);
         let words = self.codes.as_chunks::<4>().0;
-        let unpack_row = |&row: &usize| {
+        let unpack_row = |row: usize| {
             let stream: Vec<u32> = words[row..].iter().step_by(outputs).map(|&word| u32::from_le_bytes(word)).collect();
             pack::unpack(&stream, bits, module.inputs)
         };
-        rows.par_iter().with_min_len(16).flat_map_iter(unpack_row).collect()
+        (0..outputs).into_par_iter().with_min_len(16).flat_map_iter(unpack_row).collect()
     }
 }
 
@@ -244,4 +243,203 @@ fn words_to_bytes(words: &[u32]) -> Vec<u8> {
 /// Little-endian int32 words, sign ignored.
 pub(super) fn bytes_to_words(bytes: &[u8]) -> Vec<u32> {
     bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::f16;
+    use kernels::ScaleSearch;
+    use proptest::prelude::*;
+
+    fn module(outputs: usize, inputs: usize, bits: u32, group_size: Option<usize>, symmetric: bool) -> QuantizedModule {
+        let spec = QuantSpec {
+            bits,
+            group_size,
+            symmetric,
+            act_order: ActOrder::None,
+            scale_search: ScaleSearch::MinMax,
+            smallest_zero: 0,
+        };
+        QuantizedModule { name: "m".into(), outputs, inputs, spec }
+    }
+
+    /// A matrix whose values are functions of row and column or group.
+    fn matrix(
+        module: &QuantizedModule,
+        code: impl Fn(usize, usize) -> usize,
+        zero: impl Fn(usize, usize) -> usize,
+    ) -> QuantizedMatrix {
+        let QuantizedModule { outputs, inputs, spec, .. } = *module;
+        let (groups, columns) = (spec.groups(inputs), spec.columns_per_group(inputs));
+        let cells = |width: usize| (0..outputs).flat_map(move |row| (0..width).map(move |column| (row, column)));
+        QuantizedMatrix {
+            outputs,
+            inputs,
+            spec,
+            codes: cells(inputs).map(|(row, column)| code(row, column) as u8).collect(),
+            scales: cells(groups).map(|(row, group)| f16::from_f32((row * groups + group) as f32)).collect(),
+            zeros: cells(groups).map(|(row, group)| zero(row, group) as u8).collect(),
+            group_index: (0..inputs).map(|column| (column / columns) as u32).collect(),
+        }
+    }
+
+    fn words(part: Part, matrix: &QuantizedMatrix, version: Version) -> Vec<u32> {
+        bytes_to_words(&part.bytes(matrix, version))
+    }
+
+    #[test]
+    fn codes_by_hand() {
+        let four = module(8, 8, 4, None, true);
+        let expected: Vec<u32> = vec![
+            0x7654_3210,
+            0x8765_4321,
+            0x9876_5432,
+            0xA987_6543,
+            0xBA98_7654,
+            0xCBA9_8765,
+            0xDCBA_9876,
+            0xEDCB_A987,
+        ];
+        assert_eq!(words(Part::Codes, &matrix(&four, |row, column| row + column, |_, _| 8), Version::V1), expected);
+        let eight = module(4, 4, 8, None, true);
+        let codes = matrix(&eight, |row, column| 16 * row + column, |_, _| 128);
+        assert_eq!(words(Part::Codes, &codes, Version::V1), [0x0302_0100, 0x1312_1110, 0x2322_2120, 0x3332_3130]);
+        let two = matrix(&module(16, 16, 2, None, true), |_, column| column % 4, |_, _| 2);
+        assert_eq!(words(Part::Codes, &two, Version::V1), [0xE4E4_E4E4; 16]);
+        let three = matrix(&module(32, 32, 3, None, true), |_, column| column % 8, |_, _| 4);
+        let expected = [[0x88FA_C688; 32], [0xC688_FAC6; 32], [0xFAC6_88FA; 32]].concat();
+        assert_eq!(words(Part::Codes, &three, Version::V1), expected);
+    }
+
+    #[test]
+    fn codes_of_several_words_run_along_the_inputs() {
+        let tall =
+            matrix(&module(8, 16, 4, None, true), |row, column| if column < 8 { row } else { 15 - row }, |_, _| 8);
+        let expected: Vec<u32> =
+            (0..8).map(|row| row * 0x1111_1111).chain((0..8).map(|row| (15 - row) * 0x1111_1111)).collect();
+        assert_eq!(words(Part::Codes, &tall, Version::V1), expected);
+    }
+
+    #[test]
+    fn symmetric_zeros_by_hand() {
+        let cases = [
+            (2, 16, vec![0x5555_5555], vec![0xAAAA_AAAA]),
+            (3, 32, vec![0xDB6D_B6DB, 0xB6DB_6DB6, 0x6DB6_DB6D], vec![0x2492_4924, 0x4924_9249, 0x9249_2492]),
+            (4, 8, vec![0x7777_7777], vec![0x8888_8888]),
+            (8, 4, vec![0x7F7F_7F7F], vec![0x8080_8080]),
+        ];
+        for (bits, width, first, second) in cases {
+            let module = module(width, width, bits, None, true);
+            let matrix = matrix(&module, |_, _| 0, |_, _| usize::from(middle(bits)));
+            assert_eq!(words(Part::Zeros, &matrix, Version::V1), first);
+            assert_eq!(words(Part::Zeros, &matrix, Version::V2), second);
+        }
+    }
+
+    #[test]
+    fn asymmetric_zeros_run_along_the_outputs_field_by_field() {
+        let grouped = matrix(&module(8, 16, 4, Some(8), false), |_, _| 0, |row, group| 1 + row + 7 * group);
+        assert_eq!(words(Part::Zeros, &grouped, Version::V1), [0x7654_3210, 0xEDCB_A987]);
+        assert_eq!(words(Part::Zeros, &grouped, Version::V2), [0x8765_4321, 0xFEDC_BA98]);
+    }
+
+    #[test]
+    fn scales_and_group_index_by_hand() {
+        let ragged = matrix(&module(2, 20, 4, Some(8), true), |_, _| 0, |_, _| 8);
+        let expected: Vec<u8> =
+            [0.0, 3.0, 1.0, 4.0, 2.0, 5.0].iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect();
+        assert_eq!(Part::Scales.bytes(&ragged, Version::V1), expected);
+        let index: Vec<u32> = [[0; 8], [1; 8]].concat().into_iter().chain([2; 4]).collect();
+        assert_eq!(words(Part::GroupIndex, &ragged, Version::V1), index);
+        assert_eq!(Part::Scales.shape(2, 20, &ragged.spec), [3, 2]);
+    }
+
+    /// 32 values of 3 bits as three words, spelled out: ten values, two bits of the eleventh, and so on.
+    fn three_words(v: &[u8]) -> [u32; 3] {
+        let v: Vec<u32> = v.iter().map(|&v| u32::from(v)).collect();
+        let run = |first: usize, shift: u32| (0..10).map(|j| v[first + j] << (3 * j as u32 + shift)).sum::<u32>();
+        [run(0, 0) | (v[10] & 3) << 30, v[10] >> 2 | run(11, 1) | (v[21] & 1) << 31, v[21] >> 1 | run(22, 2)]
+    }
+
+    fn any_module() -> impl Strategy<Value = (QuantizedModule, Version, u64)> {
+        let bits = prop::sample::select(vec![2u32, 3, 4, 8]);
+        (1usize..4, 1usize..5, bits, prop::option::of(8usize..150), any::<[bool; 3]>(), any::<u64>()).prop_map(
+            |(rows, columns, bits, group_size, [symmetric, first, desc], seed)| {
+                let mut module = module(32 * rows, 32 * columns, bits, group_size, symmetric);
+                module.spec.act_order = if desc { ActOrder::Desc } else { ActOrder::None };
+                let version = if first { Version::V1 } else { Version::V2 };
+                module.spec.smallest_zero = version.offset();
+                (module, version, seed)
+            },
+        )
+    }
+
+    fn random_matrix(module: &QuantizedModule, version: Version, seed: u64) -> QuantizedMatrix {
+        use rand::{Rng, SeedableRng};
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let mut draw = |least: usize, most: usize| random.random_range(least..=most);
+        let max_code = module.spec.max_code() as usize;
+        let mut matrix = matrix(module, |_, _| 0, |_, _| usize::from(middle(module.spec.bits)));
+        matrix.codes.fill_with(|| draw(0, max_code) as u8);
+        matrix.scales.fill_with(|| f16::from_bits(draw(0, 0x7BFF) as u16));
+        if !module.spec.symmetric {
+            matrix.zeros.fill_with(|| draw(usize::from(version.offset()), max_code) as u8);
+        }
+        if module.spec.act_order == ActOrder::Desc {
+            let groups = matrix.groups();
+            matrix.group_index.fill_with(|| draw(0, groups - 1) as u32);
+        }
+        matrix
+    }
+
+    proptest! {
+        #[test]
+        fn unpacking_undoes_packing((module, version, seed) in any_module()) {
+            let matrix = random_matrix(&module, version, seed);
+            prop_assert_eq!(check_matrix(&module, &matrix, version).map_err(|e| e.to_string()), Ok(()));
+            let [group_index, codes, zeros, scales] = Part::ALL.map(|part| part.bytes(&matrix, version));
+            for (part, bytes) in Part::ALL.iter().zip([&group_index, &codes, &zeros, &scales]) {
+                let elements: usize = part.shape(module.outputs, module.inputs, &module.spec).iter().product();
+                prop_assert_eq!(bytes.len() * 8, elements * part.dtype().bitsize());
+            }
+            let packed =
+                Packed { codes: &codes, zeros: &zeros, scales: &scales, group_index: bytes_to_words(&group_index) };
+            prop_assert_eq!(packed.matrix(&module, version), Ok(matrix));
+        }
+
+        #[test]
+        fn three_bits_follow_the_spelled_out_recipe(seed: u64) {
+            let module = module(32, 64, 3, None, true);
+            let matrix = random_matrix(&module, Version::V1, seed);
+            let packed = words(Part::Codes, &matrix, Version::V1);
+            for row in 0..32 {
+                let column: Vec<u32> = packed[row..].iter().step_by(32).copied().collect();
+                let expected: Vec<u32> = matrix.codes[64 * row..][..64].chunks(32).flat_map(three_words).collect();
+                prop_assert_eq!(column, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn matrices_that_cannot_be_stored_are_refused() {
+        let plain = module(32, 32, 4, Some(16), true);
+        let good = matrix(&plain, |_, _| 15, |_, _| 8);
+        let complaint = |change: &dyn Fn(&mut QuantizedMatrix)| {
+            let mut spoiled = good.clone();
+            change(&mut spoiled);
+            check_matrix(&plain, &spoiled, Version::V1).unwrap_err().to_string()
+        };
+        assert!(check_matrix(&plain, &good, Version::V1).is_ok());
+        let code = complaint(&|m| m.codes[7] = 16);
+        assert_eq!(code, "tensor `m`: code 16 does not fit 4 bits");
+        assert!(complaint(&|m| m.scales[0] = f16::INFINITY).contains("a scale is inf"));
+        assert!(complaint(&|m| m.zeros[0] = 0).contains("zero-point 0 cannot be stored as `gptq`, which holds 1..=15"));
+        assert!(complaint(&|m| m.zeros[0] = 7).contains("zero-point 7 in a symmetric matrix, whose zero-point is 8"));
+        assert!(complaint(&|m| m.group_index[0] = 1).contains("column 0 is in group 1, but `desc_act` is false"));
+        assert!(complaint(&|m| m.group_index[0] = 2).contains("column 0 is in group 2, of 2 groups"));
+        assert!(complaint(&|m| m.codes.truncate(1023)).contains("1023"));
+        assert!(complaint(&|m| m.inputs = 64).contains("is 32 x 64, the module 32 x 32"));
+        assert!(complaint(&|m| m.spec.symmetric = false).contains("was announced"));
+    }
 }

@@ -21,6 +21,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+/// Values of a copied tensor that are in float32 at a time.
+const MOST_VALUES: usize = 1 << 24;
+
 /// Writes safetensors, index, `config.json`, `quantize_config.json` and the source's companion files into `folder`.
 pub fn write(folder: &Path, contents: &Contents<'_>) -> Result<(), ModelError> {
     fs::create_dir_all(folder).map_err(ModelError::io(folder))?;
@@ -164,15 +167,28 @@ impl Writer<'_> {
     fn bytes(&self, tensor: &Tensor<'_>) -> Result<Vec<u8>, ModelError> {
         match tensor.content {
             Content::Quantized(index, part) => self.part(index, part),
-            Content::Copied => {
-                let values = self.contents.source.tensors.read(&tensor.name)?;
-                if values.len() != tensor.shape.iter().product::<usize>() {
-                    let what = format!("holds {} values, its shape is {:?}", values.len(), tensor.shape);
-                    return Err(tensor_error(&tensor.name, what));
-                }
-                encode(&tensor.name, &values, tensor.dtype)
-            }
+            Content::Copied => self.copy(tensor),
         }
+    }
+
+    /// A tensor of the source, a run of rows at a time: a large embedding never stands in memory in float32.
+    fn copy(&self, tensor: &Tensor<'_>) -> Result<Vec<u8>, ModelError> {
+        let (source, Tensor { name, shape, dtype, .. }) = (&self.contents.source.tensors, tensor);
+        let mut bytes = Vec::new();
+        match *shape.as_slice() {
+            [rows, columns] if rows * columns > MOST_VALUES => {
+                let rows: Vec<u32> = (0..rows as u32).collect();
+                for run in rows.chunks(MOST_VALUES.div_ceil(columns)) {
+                    bytes.extend(encode(name, &source.read_rows(name, run)?, *dtype)?);
+                }
+            }
+            _ => bytes = encode(name, &source.read(name)?, *dtype)?,
+        }
+        if bytes.len() != (&tensor).data_len() {
+            let what = format!("gives {} bytes, not as many as its shape {shape:?} needs", bytes.len());
+            return Err(tensor_error(name, what));
+        }
+        Ok(bytes)
     }
 
     fn part(&self, index: usize, part: Part) -> Result<Vec<u8>, ModelError> {
