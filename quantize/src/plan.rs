@@ -6,7 +6,11 @@ use crate::{
 };
 use calibration::{Inputs, Sequence, WindowOptions};
 use kernels::{ActOrder, QuantSpec, ScaleSearch};
-use model::{Config, Stage, config::LinearLayout, format::gptq::{self, Version}};
+use model::{
+    Config, Stage,
+    config::LinearLayout,
+    format::gptq::{self, Version},
+};
 use serde::{Deserialize, Serialize};
 
 /// How weights become integers.

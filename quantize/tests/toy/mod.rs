@@ -12,14 +12,14 @@ const INTERMEDIATE: usize = 96;
 const KEY_VALUES: usize = 32;
 
 /// The toy.
-pub struct Toy {
+pub(crate) struct Toy {
     /// Its decoder blocks.
-    pub blocks: usize,
+    pub(crate) blocks: usize,
 }
 
 impl Toy {
     /// Writes the model into `folder`.
-    pub fn write(&self, folder: &Path) {
+    pub(crate) fn write(&self, folder: &Path) {
         fs::create_dir_all(folder).unwrap();
         fs::write(folder.join("config.json"), self.config().to_string()).unwrap();
         fs::write(folder.join("tokenizer.json"), tokenizer().to_string()).unwrap();
@@ -32,7 +32,7 @@ impl Toy {
     }
 
     /// `words` random words, the early ones of the vocabulary more often, so that inputs are correlated.
-    pub fn text(&self, words: usize) -> String {
+    pub(crate) fn text(&self, words: usize) -> String {
         let mut random = ChaCha8Rng::seed_from_u64(self.blocks as u64);
         let mut text = String::new();
         for _ in 0..words {
