@@ -153,3 +153,66 @@ fn spill(bytes: usize, folder: &Path) -> std::io::Result<MmapMut> {
     // dropped at the end of this function; nothing truncates or writes it while it is mapped.
     unsafe { MmapMut::map_mut(&file) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn batches_close_at_512_tokens() {
+        let layout = Layout::new(vec![512, 100, 411, 1, 600, 7]);
+        assert_eq!(layout.batches(), [0..1, 1..4, 4..5, 5..6]);
+        assert_eq!(layout.rows(&(1..4)), 512);
+        assert!(Layout::new(Vec::new()).batches().is_empty());
+    }
+
+    #[test]
+    fn a_file_behaves_like_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(vec![300, 300, 5]);
+        let filled = |memory| {
+            let mut area = Area::new(&layout, 3, memory, folder.path()).unwrap();
+            assert_eq!(area.bytes(), 605 * 3 * 4);
+            for (slot, batch) in area.slots_mut().into_iter().zip(layout.batches()) {
+                assert_eq!(slot.len(), layout.rows(batch) * 3);
+                assert!(slot.iter().all(|number| *number == 0.0));
+                (0..slot.len()).for_each(|i| slot[i] = (i + batch.start) as f32);
+            }
+            let rows: Vec<Vec<f32>> = area.batches(2).map(<[f32]>::to_vec).collect();
+            (area.is_spilled(), rows)
+        };
+        let ((spilled, file), (in_file, memory)) = (filled(605 * 3 * 4 - 1), filled(605 * 3 * 4));
+        assert_eq!((spilled, in_file), (true, false));
+        assert_eq!(file, memory);
+        assert_eq!(file.iter().map(Vec::len).collect::<Vec<_>>(), [1200, 10]);
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0, "the file has no name");
+    }
+
+    #[test]
+    fn an_area_for_rows_of_nothing_is_empty() {
+        let layout = Layout::new(vec![5, 600]);
+        let mut area = Area::new(&layout, 0, 0, Path::new("")).unwrap();
+        assert!(area.slots_mut().iter().all(|slot| slot.is_empty()));
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        let layout = Layout::new(vec![1 << 40, 1 << 40]);
+        assert!(Area::new(&layout, 1 << 40, 0, Path::new("")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn batches_cover_all_windows_in_order(lengths in prop::collection::vec(1usize..1000, 0..40)) {
+            let layout = Layout::new(lengths.clone());
+            let windows: Vec<usize> = layout.batches().iter().cloned().flatten().collect();
+            prop_assert_eq!(windows, (0..lengths.len()).collect::<Vec<_>>());
+            let batches = layout.batches();
+            for batch in &batches[..batches.len().saturating_sub(1)] {
+                prop_assert!(layout.rows(batch) >= BATCH_TOKENS);
+                prop_assert!(layout.rows(&(batch.start..batch.end - 1)) < BATCH_TOKENS);
+            }
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! What can be wrong with a calibration set.
 
+use std::path::PathBuf;
+
 /// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -33,6 +35,14 @@ pub enum CalibrationError {
     NotFinite {
         /// The first linear that reads the input.
         module: String,
+    },
+    /// A file of statistics that can't be written or read.
+    #[error("{path}: {what}", path = path.display())]
+    Statistics {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
     },
     /// A temporary file for activations.
     #[error("activations: {0}")]

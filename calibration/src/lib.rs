@@ -6,11 +6,13 @@
 pub mod activations;
 pub mod adequacy;
 pub mod domain;
+mod draw;
 pub mod driver;
 pub mod error;
 pub mod manifest;
 mod pass;
 pub mod statistics;
+pub mod statistics_file;
 pub mod window;
 
 pub use driver::{DriveReport, DriverOptions, Inputs, Sequence, Visitor, drive};

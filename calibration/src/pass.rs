@@ -72,11 +72,11 @@ impl Tap {
     pub(crate) fn run(&mut self, lengths: &[usize], hidden: &mut [f32], block: &Block, stages: &[Stage], keep: bool) {
         let Self { activations, inputs } = self;
         inputs.iter_mut().for_each(Vec::clear);
+        let width = hidden.len() / lengths.iter().sum::<usize>();
         let mut rest = hidden;
-        let mut rows: usize = lengths.iter().sum();
         for &length in lengths {
-            let (hidden, after) = std::mem::take(&mut rest).split_at_mut(rest.len() / rows * length);
-            (rest, rows) = (after, rows - length);
+            let (hidden, after) = std::mem::take(&mut rest).split_at_mut(length * width);
+            rest = after;
             refill(&mut activations.hidden, hidden);
             block.begin(activations);
             for stage in Stage::ALL {

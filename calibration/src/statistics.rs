@@ -131,3 +131,113 @@ impl Accumulator {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn captured(rows: &[f32], width: usize) -> LayerStatistics {
+        let mut accumulator = Accumulator::new(width);
+        accumulator.add(rows);
+        accumulator.finish()
+    }
+
+    /// `|a - b|` against the bound for float32 sums of `n` products of numbers below 4, `n 2^-24 * 16 n`, twice since
+    /// both sides are such sums.
+    fn assert_close(a: &LayerStatistics, b: &LayerStatistics) {
+        assert_eq!((a.width, a.tokens), (b.width, b.tokens));
+        let bound = 2.0 * 16.0 * (a.tokens * a.tokens) as f32 / (1 << 24) as f32;
+        for (a, b) in a.gram.iter().zip(&b.gram) {
+            assert!((a - b).abs() <= bound, "{a} and {b}, bound {bound}");
+        }
+        let sums = |s: &LayerStatistics| [s.sum_absolute.clone(), s.sum_square.clone()].concat();
+        for (a, b) in sums(a).iter().zip(sums(b)) {
+            assert!((a - b).abs() <= 1e-12 * (1.0 + a.abs()), "{a} and {b}");
+        }
+    }
+
+    fn reference(rows: &[f32], width: usize) -> LayerStatistics {
+        let mut sums = LayerStatistics::empty(width);
+        sums.tokens = rows.len() / width;
+        let mut gram = vec![0.0f64; width * width];
+        for row in rows.chunks(width) {
+            for i in 0..width {
+                sums.sum_absolute[i] += f64::from(row[i].abs());
+                sums.sum_square[i] += f64::from(row[i]) * f64::from(row[i]);
+                for j in 0..width {
+                    gram[i * width + j] += f64::from(row[i]) * f64::from(row[j]);
+                }
+            }
+        }
+        sums.gram = gram.into_iter().map(|value| value as f32).collect();
+        sums
+    }
+
+    fn rows() -> impl Strategy<Value = (usize, Vec<f32>, Vec<f32>)> {
+        (1usize..150).prop_flat_map(|width| {
+            let rows = || (0usize..6).prop_flat_map(move |n| prop::collection::vec(-4.0f32..4.0, n * width));
+            (Just(width), rows(), rows())
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn sums_equal_the_slow_reference((width, a, _) in rows()) {
+            assert_close(&captured(&a, width), &reference(&a, width));
+        }
+
+        #[test]
+        fn statistics_add_up((width, a, b) in rows()) {
+            let mut merged = captured(&a, width);
+            merged.merge(&captured(&b, width)).unwrap();
+            assert_close(&merged, &captured(&[a.as_slice(), &b].concat(), width));
+        }
+
+        #[test]
+        fn a_mixture_by_token_counts_is_the_sum((width, a, b) in rows()) {
+            let (a, b) = (captured(&a, width), captured(&b, width));
+            prop_assume!(a.tokens > 0 && b.tokens > 0);
+            let mut merged = a.clone();
+            merged.merge(&b).unwrap();
+            assert_close(&LayerStatistics::mixture(&[(a.tokens as f64, &a), (b.tokens as f64, &b)]).unwrap(), &merged);
+        }
+    }
+
+    #[test]
+    fn a_mixture_weighs_domains_whatever_their_size() {
+        let (a, b) = (captured(&[1.0], 1), captured(&[3.0, 3.0, 3.0], 1));
+        let mixture = LayerStatistics::mixture(&[(1.0, &a), (1.0, &b)]).unwrap();
+        // Half of the four tokens as in a, half as in b: 2 * 1 + 2 * 9.
+        assert_eq!((mixture.tokens, mixture.gram[0], mixture.sum_absolute[0]), (4, 20.0, 8.0));
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_refused() {
+        let (a, b) = (captured(&[1.0, 2.0], 2), captured(&[1.0, 2.0, 3.0], 3));
+        assert!(a.clone().merge(&b).unwrap_err().to_string().contains("2 and 3"));
+        assert!(LayerStatistics::mixture(&[]).is_err());
+        for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(LayerStatistics::mixture(&[(weight, &a)]).is_err(), "{weight}");
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let rows: Vec<f32> = (0..300 * 200).map(|i| ((i * 7919 % 1000) as f32 - 500.0) / 300.0).collect();
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| captured(&rows, 200))
+        };
+        assert_eq!(on(1), on(2));
+        assert_eq!(on(1), on(5));
+    }
+
+    #[test]
+    fn overflow_is_noticed() {
+        assert!(captured(&[1.0, 2.0], 2).is_finite());
+        assert!(!captured(&[1.0, f32::NAN], 2).is_finite());
+        assert!(!captured(&[f32::INFINITY, 1.0], 2).is_finite());
+        assert!(!captured(&[1e20, 1.0], 2).is_finite());
+    }
+}

@@ -25,6 +25,25 @@ pub fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
 
+/// Reads `1073741824`, `512MiB`, `1.5 GiB`: bytes, with `K`, `M`, `G` or `T` (with or without `iB` or `B`) in powers of
+/// 1024.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let power = match unit.trim().to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        _ => return Err(format!("`{unit}` is no unit of memory; write for example 512MiB or 2GiB")),
+    };
+    let number: f64 =
+        number.parse().map_err(|_| "an amount of memory is a number such as 512MiB or 2GiB".to_owned())?;
+    Ok((number * 1024_f64.powi(power)) as u64)
+}
+
 fn kibibytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with(key))?;
     line[key.len()..].split_whitespace().next()?.parse::<u64>().ok().map(|k| k * 1024)
@@ -38,6 +57,15 @@ mod tests {
     fn kibibytes_are_found_by_their_key() {
         assert_eq!(kibibytes("VmPeak:\t  9 kB\nVmHWM:\t  7 kB\n", "VmHWM:"), Some(7 * 1024));
         assert_eq!(kibibytes("nothing", "VmHWM:"), None);
+    }
+
+    #[test]
+    fn amounts_of_memory_are_read_with_and_without_a_unit() {
+        for (text, expected) in [("7", 7), ("2k", 2048), ("1.5 GiB", 3 << 29), ("512MB", 512 << 20), ("1TiB", 1 << 40)]
+        {
+            assert_eq!(parse_bytes(text), Ok(expected), "{text}");
+        }
+        assert!(parse_bytes("2 bananas").is_err() && parse_bytes("GiB").is_err() && parse_bytes("-1").is_err());
     }
 
     #[test]

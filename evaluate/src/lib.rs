@@ -1,1 +1,28 @@
-//! placeholder
+//! What quantization did to a language model: perplexity under named protocols, against a baseline, with error bars.
+//!
+//! ```text
+//! text ──text──▶ documents ──stream──▶ tokens ──window──▶ windows ──score──▶ negative log-likelihoods
+//!      ──perplexity──▶ measurement (statistics: error bars) ──compare──▶ ratio, verdict (bands) ──report──▶ people, JSON
+//! ```
+//!
+//! Judges any checkpoint that the `model` crate opens, whoever made it. Knows nothing of solvers. This library neither
+//! prints nor parses arguments; the binary beside it does.
+
+pub mod bands;
+pub mod compare;
+pub mod error;
+pub mod perplexity;
+pub mod protocol;
+pub mod python_random;
+pub mod report;
+pub mod score;
+pub mod source;
+pub mod statistics;
+pub mod stream;
+pub mod text;
+pub mod wikitext;
+pub mod window;
+
+pub use error::EvaluateError;
+pub use perplexity::{Measurement, Prepared};
+pub use protocol::{Protocol, Resolved};

@@ -46,6 +46,19 @@ pub enum ModelError {
         /// Why it can't be opened and what to do.
         what: String,
     },
+    /// A chat template can't be applied.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// A hub can't be reached or doesn't have what is asked for.
+    #[error("{repository} on {endpoint}: {what}")]
+    Hub {
+        /// `org/name`.
+        repository: String,
+        /// The hub's address.
+        endpoint: String,
+        /// What is wrong and what to do.
+        what: String,
+    },
     /// The tokenizer refused.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -11,6 +11,8 @@ pub mod demo;
 pub mod error;
 pub mod format;
 pub mod hub;
+pub mod inspect;
+pub mod runtimes;
 pub mod text;
 pub mod tokenizer;
 

@@ -72,9 +72,9 @@ impl Settings<'_> {
         }
         let keys = head_width(&self.metadata, self.architecture)? as u64;
         match self.size("attention.value_length")? {
-            Some(values) if values != keys => Err(self.metadata.unsupported(format!(
-                "a model whose values are {values} wide and whose keys are {keys} wide"
-            ))),
+            Some(values) if values != keys => Err(self
+                .metadata
+                .unsupported(format!("a model whose values are {values} wide and whose keys are {keys} wide"))),
             _ => Ok(()),
         }
     }
@@ -143,7 +143,6 @@ fn common(file: &GgufFile, settings: &Settings<'_>) -> Result<Map<String, Value>
         "max_position_embeddings": settings.required("context_length")?,
         "rms_norm_eps": epsilon,
         "rope_theta": settings.number("rope.freq_base")?.unwrap_or(theta),
-        "hidden_act": "silu",
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "tie_word_embeddings": !file.has("lm_head.weight"),
@@ -167,14 +166,14 @@ fn llama(file: &GgufFile, settings: &Settings<'_>) -> Result<Map<String, Value>,
     Ok(object(match window {
         Some(_) if biased => return Err(settings.metadata.unsupported("a sliding window together with biases")),
         Some(window) => json!({
-            "architectures": ["MistralForCausalLM"], "model_type": "mistral",
+            "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu",
             "sliding_window": window, "rope_scaling": scaling,
         }),
         None if query != output => {
             return Err(settings.metadata.unsupported("a Llama whose q and o projections are not both biased"));
         }
         None => json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
             "attention_bias": query, "mlp_bias": mlp, "rope_scaling": scaling, "pretraining_tp": 1,
         }),
     }))
@@ -188,6 +187,7 @@ fn qwen(file: &GgufFile, settings: &Settings<'_>) -> Result<Map<String, Value>, 
     let mut config = object(json!({
         "architectures": [if third { "Qwen3ForCausalLM" } else { "Qwen2ForCausalLM" }],
         "model_type": file.architecture.name(),
+        "hidden_act": "silu",
         "use_sliding_window": false,
         "sliding_window": null,
         "max_window_layers": settings.required("block_count")?,
@@ -204,19 +204,20 @@ fn gemma3(settings: &Settings<'_>) -> Result<Map<String, Value>, ModelError> {
     whole_head_is_turned(settings)?;
     let layers = settings.required("block_count")?;
     let pattern = settings.size("attention.sliding_window_pattern")?.unwrap_or(6).max(1);
-    let kinds = (1..=layers.min(1 << 16)).map(|layer| {
-        if layer % pattern == 0 { "full_attention" } else { "sliding_attention" }
-    });
+    let kinds = (1..=layers.min(1 << 16))
+        .map(|layer| if layer % pattern == 0 { "full_attention" } else { "sliding_attention" });
     let head_width = head_width(&settings.metadata, settings.architecture)? as u64;
     // Scores are divided by the root of the head's width, but in the largest model by that of hidden size / heads.
     let largest = layers == 62;
-    let query_scalar =
-        if largest { settings.required("embedding_length")? / settings.required("attention.head_count")? } else { head_width };
+    let query_scalar = if largest {
+        settings.required("embedding_length")? / settings.required("attention.head_count")?
+    } else {
+        head_width
+    };
     Ok(object(json!({
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
         "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_act": "gelu_pytorch_tanh",
         "attention_bias": false,
         "query_pre_attn_scalar": query_scalar,
         "sliding_window": settings.required("attention.sliding_window")?,
@@ -244,6 +245,7 @@ fn phi3(file: &GgufFile, settings: &Settings<'_>) -> Result<Map<String, Value>, 
     Ok(object(json!({
         "architectures": ["Phi3ForCausalLM"],
         "model_type": "phi3",
+        "hidden_act": "silu",
         "attention_bias": false,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
@@ -324,7 +326,13 @@ fn llama3(settings: &Settings<'_>, divisors: &[f32]) -> Result<Value, ModelError
 
 /// Phi-3's two lists of divisors. The factor of cosine and sine follows from the ratio of the context lengths; a file
 /// that says otherwise is refused.
-fn long_rope(settings: &Settings<'_>, long: &[f32], short: &[f32], ratio: f64, original: u64) -> Result<Value, ModelError> {
+fn long_rope(
+    settings: &Settings<'_>,
+    long: &[f32],
+    short: &[f32],
+    ratio: f64,
+    original: u64,
+) -> Result<Value, ModelError> {
     let expected = if ratio <= 1.0 { 1.0 } else { (1.0 + ratio.ln() / (original as f64).ln()).sqrt() };
     if let Some(factor) = settings.number("rope.scaling.attn_factor")?
         && (factor - expected).abs() > 1e-4 * expected

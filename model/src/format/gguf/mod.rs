@@ -7,13 +7,14 @@ mod config;
 mod container;
 mod metadata;
 mod names;
-mod pre_tokenizer;
+pub(crate) mod pre_tokenizer;
 mod rope;
 mod tokenizer;
 
 use crate::{
     ModelError,
     format::{StoredType, TensorSource},
+    inspect::StoredTensor,
 };
 use candle_core::{CpuStorage, quantized::GgmlDType};
 use container::{Container, TensorInfo};
@@ -90,7 +91,9 @@ impl Tensor {
         let start = self.info.bytes.start + stored * length;
         dequantize(self.info.kind, &file[start..start + length], out);
         if self.change == Change::MinusOne {
-            out.iter_mut().for_each(|x| *x -= 1.0);
+            for x in out {
+                *x -= 1.0;
+            }
         }
     }
 }
@@ -131,7 +134,7 @@ impl GgufFile {
             let change = names::change(architecture, head_width, &key);
             let tensor = Tensor { info, change };
             if let Change::Unpermute { head_width } = change
-                && (head_width % 2 != 0 || tensor.rows_and_columns().0 % head_width != 0)
+                && (head_width % 2 != 0 || !tensor.rows_and_columns().0.is_multiple_of(head_width))
             {
                 return Err(ModelError::malformed(
                     path,
@@ -176,10 +179,28 @@ impl GgufFile {
         self.metadata().text("tokenizer.chat_template").ok().flatten().map(str::to_owned)
     }
 
+    /// `general.file_type`: by which mixture of types the file was quantized, as llama.cpp numbers them.
+    pub fn file_type(&self) -> Option<u64> {
+        self.metadata().size("general.file_type").ok().flatten()
+    }
+
     /// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` made from the metadata: (name, bytes).
     pub fn companion_files(&self) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
         config::companion_files(self)
     }
+}
+
+/// Every tensor as it lies in the file at `path`, under the file's own names, whatever the architecture.
+pub(crate) fn list(path: &Path) -> Result<Vec<StoredTensor>, ModelError> {
+    let describe = |info: TensorInfo| StoredTensor {
+        name: info.name,
+        stored_type: format!("{:?}", info.kind),
+        shape: info.shape,
+        bytes: info.bytes.len() as u64,
+    };
+    let mut tensors: Vec<_> = Container::parse(path, &map(path)?)?.tensors.into_iter().map(describe).collect();
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tensors)
 }
 
 /// Maps the file at `path` into memory.

@@ -144,11 +144,29 @@ mod tests {
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
         let ask = |architecture, name: &str| hugging_face_name(Path::new("f"), architecture, 2, name);
-        assert_eq!(ask(Architecture::Llama, "blk.1.ffn_norm.weight").unwrap().unwrap(), "model.layers.1.post_attention_layernorm.weight");
-        assert_eq!(ask(Architecture::Gemma3, "blk.0.ffn_norm.weight").unwrap().unwrap(), "model.layers.0.pre_feedforward_layernorm.weight");
-        assert_eq!(ask(Architecture::Phi3, "blk.0.ffn_up.weight").unwrap().unwrap(), "model.layers.0.mlp.gate_up_proj.weight");
-        for name in ["blk.2.ffn_up.weight", "blk.+1.ffn_up.weight", "blk.01.ffn_up.weight", "blk.0.ffn_gate_exps.weight",
-            "blk.0.attn_norm.bias", "blk.0.attn_q_norm.weight", "output.bias", "blk.0", ""] {
+        assert_eq!(
+            ask(Architecture::Llama, "blk.1.ffn_norm.weight").unwrap().unwrap(),
+            "model.layers.1.post_attention_layernorm.weight"
+        );
+        assert_eq!(
+            ask(Architecture::Gemma3, "blk.0.ffn_norm.weight").unwrap().unwrap(),
+            "model.layers.0.pre_feedforward_layernorm.weight"
+        );
+        assert_eq!(
+            ask(Architecture::Phi3, "blk.0.ffn_up.weight").unwrap().unwrap(),
+            "model.layers.0.mlp.gate_up_proj.weight"
+        );
+        for name in [
+            "blk.2.ffn_up.weight",
+            "blk.+1.ffn_up.weight",
+            "blk.01.ffn_up.weight",
+            "blk.0.ffn_gate_exps.weight",
+            "blk.0.attn_norm.bias",
+            "blk.0.attn_q_norm.weight",
+            "output.bias",
+            "blk.0",
+            "",
+        ] {
             let error = ask(Architecture::Llama, name).unwrap_err().to_string();
             assert!(error.contains(&format!("`{name}`")), "{error}");
         }

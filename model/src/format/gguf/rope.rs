@@ -96,13 +96,25 @@ mod tests {
 
     #[test]
     fn published_parameters_come_back() {
-        for (factor, high, original, theta, pairs) in
-            [(8.0, 4.0, 8192.0, 5e5, 64), (32.0, 4.0, 8192.0, 5e5, 32), (8.0, 8.0, 4096.0, 1e5, 16), (4.0, 4.0, 8192.0, 5e5, 4)]
-        {
+        for (factor, high, original, theta, pairs) in [
+            (8.0, 4.0, 8192.0, 5e5, 64),
+            (32.0, 4.0, 8192.0, 5e5, 32),
+            (8.0, 8.0, 4096.0, 1e5, 16),
+            (4.0, 4.0, 8192.0, 5e5, 4),
+        ] {
             let scaling = Llama3 { factor, low: 1.0, high, original };
             let stored = divisors(&scaling, theta, pairs);
             let found = recover_llama3(Path::new("f"), &stored, theta).unwrap().unwrap();
-            assert!(found.reproduces(&stored, &stored.iter().enumerate().map(|(i, _)| TAU * theta.powf(i as f64 / f64::from(pairs))).collect::<Vec<_>>()));
+            assert!(
+                found.reproduces(
+                    &stored,
+                    &stored
+                        .iter()
+                        .enumerate()
+                        .map(|(i, _)| TAU * theta.powf(i as f64 / f64::from(pairs)))
+                        .collect::<Vec<_>>()
+                )
+            );
             if pairs >= 16 {
                 assert_eq!(found, scaling);
             }

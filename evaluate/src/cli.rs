@@ -1,0 +1,252 @@
+//! The command line of `evaluate`, which is also its documentation.
+
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use console::generated::Kind;
+use evaluate::{
+    Protocol,
+    protocol::{Changes, PROTOCOLS, TextHandling},
+    score::DEFAULT_MEMORY,
+};
+use std::path::PathBuf;
+
+/// Measure the perplexity of a language model, and what quantization did to it.
+///
+/// A checkpoint in any format that Caliper reads is run over a text under a named protocol, one decoder layer in memory
+/// at a time. With `--baseline` a second model is run over the same windows, and the ratio of the two perplexities is
+/// given with an interval and with what is to be expected of that kind of quantization.
+///
+/// Perplexities are comparable only between runs with the same protocol, text and tokenizer; bits per byte also between
+/// tokenizers. `evaluate protocols` explains the protocols.
+#[derive(Debug, Parser)]
+#[command(
+    name = "evaluate",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    max_term_width = 100,
+    after_help = AFTER_HELP
+)]
+pub(crate) struct Arguments {
+    /// What else there is to do.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    /// What to measure.
+    #[command(flatten)]
+    pub(crate) measure: Option<Measure>,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  evaluate demo
+  evaluate OUT --baseline MODEL --perplexity wiki.test.raw
+  evaluate OUT --baseline MODEL --perplexity wiki.test.raw --json --limit-ratio 1.10
+  evaluate org/name --perplexity text.jsonl --field body --protocol hf-sliding --stride 256
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but a ratio is above --limit-ratio,
+130 interrupted.";
+
+/// What there is to do besides measuring.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the protocols with their rules and formulas
+    Protocols,
+    /// Write the man page, the reference page or shell completions to stdout
+    #[command(hide = true)]
+    Generate {
+        /// What to write
+        kind: Kind,
+    },
+}
+
+/// The options of a measurement.
+#[derive(Args, Debug)]
+pub(crate) struct Measure {
+    /// The checkpoint to measure: a Hugging Face folder, a GGUF file, `org/name[@revision]` on the hub, or `demo`
+    ///
+    /// Quantized checkpoints are dequantized layer by layer, so the figures are those of the stored integers and scales,
+    /// whatever kernels a runtime would use.
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+
+    /// The checkpoint to compare with, usually the model before quantization
+    ///
+    /// Adds the ratio of the perplexities, the difference of their logarithms with a paired interval, and a verdict. It
+    /// must tokenize the text exactly as MODEL does. Takes as long again as MODEL.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) baseline: Option<String>,
+
+    /// The text to measure on; may be given several times
+    ///
+    /// A plain text, JSON lines, CSV or Parquet file, a folder or a glob of them; `demo:prose-heldout` or
+    /// `demo:code-heldout`, which are embedded; or `hub:org/name/path/to/file[@revision]`, a data set's file on the hub.
+    /// WikiText-2's test split is `hub:Salesforce/wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet`, that of
+    /// WikiText-103 the same with `103` for `2`. Where the model or the baseline is `demo`, the default is both embedded
+    /// texts, read as they are; for others there is none.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) perplexity: Vec<String>,
+
+    /// The column that holds the text in JSON lines, CSV and Parquet [default: `text`, else `content`]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) field: Option<String>,
+
+    /// How perplexity is computed; `evaluate protocols` explains the names
+    ///
+    /// The protocol moves a perplexity by more than most quantization does: name it beside every figure. The default is
+    /// what papers on weight quantization report.
+    #[arg(long, value_name = "NAME", default_value = PROTOCOLS[0].name, value_parser = protocol)]
+    pub(crate) protocol: &'static Protocol,
+
+    /// Use only the first N tokens of each text
+    ///
+    /// For a quick look: perplexity depends strongly on which part of a text is read. `lm-eval-wikitext` takes as many
+    /// whole pages as N has room for. The default is the whole text.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+
+    /// Tokens in a window, for protocols that leave it open
+    ///
+    /// `hf-sliding` and `hf-disjoint` (default 1024), `gptq-ctx` and `lm-eval-wikitext` (default: the model's longest
+    /// sequence). Longer windows give lower perplexity. Windows longer than the model's longest sequence are cut to it.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) window: Option<usize>,
+
+    /// Tokens from the start of one window to the next, for `hf-sliding` [default: 512]
+    ///
+    /// Smaller strides give every target more context and cost more: the model reads the text window/stride times.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) stride: Option<usize>,
+
+    /// Put lines together otherwise than the protocol does
+    ///
+    /// Changes the tokens at every line's end, and the perplexity by a few tenths of a per cent. Shown beside the
+    /// protocol's name.
+    #[arg(long, value_name = "HOW")]
+    pub(crate) text: Option<Text>,
+
+    /// Seed of the bootstrap that error bars come from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// Threads to use [default: all processors]
+    ///
+    /// Does not change a result.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+
+    /// Memory for the hidden states of windows that are scored together, e.g. `512MiB` or `2GiB` [default: 1GiB]
+    ///
+    /// Weights are brought in once for each such batch of windows: less memory means more reading. Does not change a
+    /// result. The weights of one layer or of the head, and what one window per thread needs inside a layer, come on top.
+    #[arg(long, value_name = "BYTES", value_parser = console::machine::parse_bytes)]
+    pub(crate) memory: Option<u64>,
+
+    /// Give the results as one JSON object, on stdout in place of the tables, or in FILE beside them
+    ///
+    /// Its top level holds `perplexity`, `standard_error`, `tokens_scored` and, with a baseline, `ratio` of the first
+    /// text, the protocol with all its numbers, and the hashes of models and texts; `texts` holds the figures of every
+    /// text. FILE must be attached with `=`.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    #[allow(clippy::option_option)] // absent, on stdout, in a file
+    pub(crate) json: Option<Option<PathBuf>>,
+
+    /// Exit with code 3 if the ratio to the baseline is above R on any text
+    ///
+    /// For checks in scripts. Everything is computed and printed all the same.
+    #[arg(long, value_name = "R", requires = "baseline", value_parser = ratio)]
+    pub(crate) limit_ratio: Option<f64>,
+}
+
+/// Ways to put lines together.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Text {
+    /// Lines as rows, blank ones emptied, joined by a blank line, as `"\n\n".join` over WikiText's rows
+    Joined,
+    /// The file as it is
+    Raw,
+}
+
+fn protocol(name: &str) -> Result<&'static Protocol, String> {
+    Protocol::named(name).map_err(|error| error.to_string())
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio: f64 = text.parse().map_err(|_| "a ratio is a number such as 1.10".to_owned())?;
+    if ratio.is_finite() && ratio > 0.0 { Ok(ratio) } else { Err("a ratio is a positive number".to_owned()) }
+}
+
+impl Measure {
+    /// What is changed about the protocol.
+    pub(crate) fn changes(&self) -> Changes {
+        let embedded = self.texts().iter().all(|text| text.starts_with("demo:"));
+        let text = match self.text {
+            Some(Text::Joined) => Some(TextHandling::Joined),
+            Some(Text::Raw) => Some(TextHandling::Raw),
+            // Blank lines between all lines would make the embedded program a text of another kind.
+            None => embedded.then_some(TextHandling::Raw),
+        };
+        Changes { window: self.window, stride: self.stride, text, max_tokens: self.max_tokens }
+    }
+
+    /// The texts, with the default of the demo model.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        if self.perplexity.is_empty() && (self.model == "demo" || self.baseline.as_deref() == Some("demo")) {
+            return vec!["demo:prose-heldout".to_owned(), "demo:code-heldout".to_owned()];
+        }
+        self.perplexity.clone()
+    }
+
+    /// Hidden states' budget in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory.unwrap_or(DEFAULT_MEMORY)
+    }
+
+    /// Ends the process with a usage error where options don't fit together.
+    pub(crate) fn check(&self) {
+        if self.texts().is_empty() {
+            let what = "there is nothing to measure on: give `--perplexity TEXT` (only `demo`, as the model or the baseline, brings its own texts)\n";
+            usage(ErrorKind::MissingRequiredArgument, what);
+        }
+        if self.threads == Some(0) {
+            usage(ErrorKind::ValueValidation, "`--threads` must be at least 1\n");
+        }
+        if let Err(error) = self.changes().check(self.protocol) {
+            usage(ErrorKind::ArgumentConflict, format!("{error}\n"));
+        }
+    }
+}
+
+fn usage(kind: ErrorKind, what: impl std::fmt::Display) -> ! {
+    clap::Error::raw(kind, what).exit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_tree_is_sound_and_every_option_is_explained() {
+        let command = Arguments::command();
+        command.clone().debug_assert();
+        for argument in
+            command.get_arguments().filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
+        {
+            assert!(argument.get_help().is_some(), "{}", argument.get_id());
+            assert!(argument.get_value_names().is_some(), "{}", argument.get_id());
+        }
+    }
+
+    #[test]
+    fn json_takes_a_file_only_with_an_equals_sign() {
+        let parse = |arguments: &[&str]| Arguments::try_parse_from(arguments).unwrap().measure.unwrap();
+        let bare = parse(&["evaluate", "--json", "MODEL", "--perplexity", "T"]);
+        assert_eq!((bare.model.as_str(), bare.json), ("MODEL", Some(None)));
+        let file = parse(&["evaluate", "MODEL", "--json=out.json", "--perplexity", "T"]);
+        assert_eq!(file.json, Some(Some(PathBuf::from("out.json"))));
+    }
+
+    #[test]
+    fn a_limit_needs_a_baseline() {
+        assert!(Arguments::try_parse_from(["evaluate", "M", "--perplexity", "T", "--limit-ratio", "1.1"]).is_err());
+    }
+}

@@ -1,0 +1,96 @@
+//! What can go wrong with an evaluation, said so that a person can act on it.
+
+/// Errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvaluateError {
+    /// The model or the text could not be read.
+    #[error(transparent)]
+    Model(#[from] model::ModelError),
+    /// No protocol has this name.
+    #[error("there is no protocol `{name}`; the names are {names}")]
+    UnknownProtocol {
+        /// What the user gave.
+        name: String,
+        /// Every name there is.
+        names: String,
+    },
+    /// An option that the protocol fixes was given.
+    #[error("protocol `{protocol}` fixes its {what}, so `{option}` can't change it; protocols that let you: {others}")]
+    Fixed {
+        /// The protocol.
+        protocol: &'static str,
+        /// What is fixed, with its value.
+        what: String,
+        /// The option given.
+        option: &'static str,
+        /// Protocols that accept the option.
+        others: String,
+    },
+    /// A window or stride that can't be walked.
+    #[error("{what}")]
+    Geometry {
+        /// Both numbers and the rule.
+        what: String,
+    },
+    /// The text reference names nothing.
+    #[error("{reference}: {what}")]
+    Text {
+        /// What the user gave.
+        reference: String,
+        /// What is wrong and what to do.
+        what: String,
+    },
+    /// The text gives no window to score.
+    #[error("{text}: protocol `{protocol}` needs {needed} and there are only {found}; {remedy}")]
+    TooShort {
+        /// The text.
+        text: String,
+        /// The protocol.
+        protocol: &'static str,
+        /// What one window needs.
+        needed: String,
+        /// What is there.
+        found: String,
+        /// Options that help.
+        remedy: String,
+    },
+    /// The protocol starts each text with a token that the model doesn't name.
+    #[error("{model}: protocol `{protocol}` starts every page with the BOS or EOS token, and the model names neither")]
+    NoPrefix {
+        /// The model.
+        model: String,
+        /// The protocol.
+        protocol: &'static str,
+    },
+    /// A model's output is not a number.
+    #[error(
+        "{model}: the log-likelihood of token {position} of window {window} is {value}: \
+         the checkpoint holds numbers that no softmax survives"
+    )]
+    NotFinite {
+        /// The model.
+        model: String,
+        /// Index of the window.
+        window: usize,
+        /// Index of the token inside the window.
+        position: usize,
+        /// NaN or infinite.
+        value: f32,
+    },
+    /// Model and baseline cut the text into different tokens.
+    #[error(
+        "{model} and {baseline} tokenize {text} differently ({difference}): perplexities across tokenizers are not \
+         comparable; evaluate each by itself and compare bits per byte"
+    )]
+    Tokenizers {
+        /// The model.
+        model: String,
+        /// The baseline.
+        baseline: String,
+        /// The text.
+        text: String,
+        /// Where they part, with both values.
+        difference: String,
+    },
+}

@@ -1,0 +1,106 @@
+//! Python's `random.seed(n)` and `random.randint(a, b)`, for protocols that are defined by them.
+//!
+//! The generator is MT19937 (Matsumoto and Nishimura 1998) seeded by its `init_by_array` with the 32-bit digits of the
+//! seed. `randint` draws `k` bits, `k` the bit length of the number of choices, until they are below that number.
+
+const LENGTH: usize = 624;
+const MIDDLE: usize = 397;
+
+/// The generator.
+pub struct PythonRandom {
+    state: [u32; LENGTH],
+    next: usize,
+}
+
+impl PythonRandom {
+    /// `random.seed(seed)` for a seed below 2³².
+    pub fn seed(seed: u32) -> Self {
+        let mut state = plain_seed(19_650_218);
+        let mut i = 1;
+        for _ in 0..LENGTH {
+            let mixed = (state[i - 1] ^ (state[i - 1] >> 30)).wrapping_mul(1_664_525);
+            state[i] = (state[i] ^ mixed).wrapping_add(seed);
+            i = advance(i, &mut state);
+        }
+        for _ in 0..LENGTH - 1 {
+            let mixed = (state[i - 1] ^ (state[i - 1] >> 30)).wrapping_mul(1_566_083_941);
+            state[i] = (state[i] ^ mixed).wrapping_sub(i as u32);
+            i = advance(i, &mut state);
+        }
+        state[0] = 0x8000_0000;
+        Self { state, next: LENGTH }
+    }
+
+    /// `random.randint(0, choices - 1)`; `choices` is at least 1.
+    pub fn below(&mut self, choices: u32) -> u32 {
+        let bits = u32::BITS - choices.leading_zeros();
+        loop {
+            let drawn = self.word() >> (32 - bits);
+            if drawn < choices {
+                return drawn;
+            }
+        }
+    }
+
+    fn word(&mut self) -> u32 {
+        if self.next == LENGTH {
+            self.twist();
+            self.next = 0;
+        }
+        let mut y = self.state[self.next];
+        self.next += 1;
+        y ^= y >> 11;
+        y ^= (y << 7) & 0x9d2c_5680;
+        y ^= (y << 15) & 0xefc6_0000;
+        y ^ (y >> 18)
+    }
+
+    fn twist(&mut self) {
+        for i in 0..LENGTH {
+            let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % LENGTH] & 0x7fff_ffff);
+            let odd = if y & 1 == 1 { 0x9908_b0df } else { 0 };
+            self.state[i] = self.state[(i + MIDDLE) % LENGTH] ^ (y >> 1) ^ odd;
+        }
+    }
+}
+
+fn plain_seed(seed: u32) -> [u32; LENGTH] {
+    let mut state = [seed; LENGTH];
+    for i in 1..LENGTH {
+        let mixed = (state[i - 1] ^ (state[i - 1] >> 30)).wrapping_mul(1_812_433_253);
+        state[i] = mixed.wrapping_add(i as u32);
+    }
+    state
+}
+
+/// The index after `i`, where the end wraps to 1 and carries the last word to the front.
+fn advance(i: usize, state: &mut [u32; LENGTH]) -> usize {
+    if i + 1 < LENGTH {
+        return i + 1;
+    }
+    state[0] = state[LENGTH - 1];
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_equal_those_of_cpython() {
+        let mut random = PythonRandom::seed(0);
+        let words: Vec<u32> = (0..4).map(|_| random.word()).collect();
+        assert_eq!(words, [3_626_764_237, 1_654_615_998, 3_255_389_356, 3_823_568_514]);
+        let mut random = PythonRandom::seed(0);
+        let numbers: Vec<u32> = (0..10).map(|_| random.below(100)).collect();
+        assert_eq!(numbers, [49, 97, 53, 5, 33, 65, 62, 51, 38, 61]);
+        let mut random = PythonRandom::seed(0);
+        let rows: Vec<u32> = (0..5).map(|_| random.below(45_576)).collect();
+        assert_eq!(rows, [25_247, 27_562, 2_653, 16_968, 33_506]);
+    }
+
+    #[test]
+    fn one_choice_is_no_choice() {
+        assert_eq!(PythonRandom::seed(7).below(1), 0);
+    }
+}

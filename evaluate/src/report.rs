@@ -1,0 +1,254 @@
+//! What leaves the tool: every number with its provenance and its uncertainty, for people and for machines.
+
+use crate::{
+    Measurement, Prepared, Resolved,
+    compare::Comparison,
+    protocol::{Beginning, Reduction, Scored, TextHandling},
+    source::{Source, SourceFile},
+    statistics::DRAWS,
+};
+use model::checkpoint::SourceFile as ModelFile;
+use serde::Serialize;
+
+/// A model and the files it was read from.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelReport {
+    /// What the user called it.
+    pub reference: String,
+    /// Its files with their hashes.
+    pub files: Vec<ModelFile>,
+}
+
+/// A protocol with every number that was used.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProtocolReport {
+    /// The name.
+    pub name: &'static str,
+    /// The name with all that departs from the protocol as published.
+    pub title: String,
+    /// How the text was put together.
+    pub text: TextHandling,
+    /// Tokens in a window.
+    pub window: usize,
+    /// Distance of windows.
+    pub stride: usize,
+    /// Which targets count.
+    pub scored: Scored,
+    /// What stands before the first target.
+    pub beginning: Beginning,
+    /// How blocks weigh.
+    pub reduction: Reduction,
+    /// The formula.
+    pub formula: &'static str,
+    /// Only the first so many tokens.
+    pub max_tokens: Option<usize>,
+}
+
+impl From<Resolved> for ProtocolReport {
+    fn from(resolved: Resolved) -> Self {
+        let protocol = resolved.protocol;
+        Self {
+            name: protocol.name,
+            title: resolved.title(),
+            text: resolved.text,
+            window: resolved.window,
+            stride: resolved.stride,
+            scored: protocol.scored,
+            beginning: protocol.beginning,
+            reduction: protocol.reduction,
+            formula: protocol.formula,
+            max_tokens: resolved.max_tokens,
+        }
+    }
+}
+
+/// What one text gave.
+#[derive(Clone, Debug, Serialize)]
+pub struct TextReport {
+    /// What the user called the text.
+    pub text: String,
+    /// The files it was read from, with their hashes.
+    pub files: Vec<SourceFile>,
+    /// SHA-256 of the text after the protocol's text handling.
+    pub prepared_sha256: String,
+    /// UTF-8 bytes of the text after the protocol's text handling.
+    pub prepared_bytes: usize,
+    /// Tokens that windows were cut from.
+    pub tokens: usize,
+    /// What stands before the first target, in words.
+    pub bos: String,
+    /// The model's figures.
+    #[serde(flatten)]
+    pub measurement: Measurement,
+    /// The baseline's figures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Measurement>,
+    /// One against the other.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<Comparison>,
+}
+
+impl TextReport {
+    /// The report of one text.
+    pub fn new(
+        source: &Source,
+        prepared: &Prepared,
+        measurement: Measurement,
+        baseline: Option<(Measurement, Comparison)>,
+    ) -> Self {
+        let (baseline, comparison) = baseline.unzip();
+        Self {
+            text: source.reference.clone(),
+            files: source.files.clone(),
+            prepared_sha256: prepared.sha256.clone(),
+            prepared_bytes: prepared.bytes,
+            tokens: prepared.tokens,
+            bos: prepared.beginning.clone(),
+            measurement,
+            baseline,
+            comparison,
+        }
+    }
+}
+
+/// A whole run. As JSON its top level holds the first text's figures, and `texts` those of every text.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// This tool and its version.
+    pub tool: String,
+    /// The model.
+    pub model: ModelReport,
+    /// The model it is measured against.
+    pub baseline_model: Option<ModelReport>,
+    /// The protocol.
+    pub protocol: ProtocolReport,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+    /// Draws of the bootstrap.
+    pub draws: usize,
+    /// Threads used; they don't change a result.
+    pub threads: usize,
+    /// The most memory this process held, in bytes.
+    pub peak_memory: Option<u64>,
+    /// The first text.
+    #[serde(flatten)]
+    pub first: TextReport,
+    /// Every text.
+    pub texts: Vec<TextReport>,
+}
+
+impl Report {
+    /// Puts a report together; `texts` is not empty.
+    pub fn new(
+        models: (ModelReport, Option<ModelReport>),
+        resolved: Resolved,
+        seed: u64,
+        threads: usize,
+        texts: Vec<TextReport>,
+    ) -> Self {
+        Self {
+            tool: concat!("caliper evaluate ", env!("CARGO_PKG_VERSION")).to_owned(),
+            model: models.0,
+            baseline_model: models.1,
+            protocol: resolved.into(),
+            seed,
+            draws: DRAWS,
+            threads,
+            peak_memory: console::machine::peak_memory(),
+            first: texts[0].clone(),
+            texts,
+        }
+    }
+
+    /// The largest ratio to the baseline, if there is one.
+    pub fn worst_ratio(&self) -> Option<f64> {
+        self.texts.iter().filter_map(|text| Some(text.comparison.as_ref()?.ratio)).reduce(f64::max)
+    }
+}
+
+/// The tables for people.
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let words = self.protocol.reduction == Reduction::Words;
+        let value = if words { "word perplexity" } else { "perplexity" };
+        writeln!(f, "{}", self.protocol.title)?;
+        writeln!(f, "{}", measurements(self, value))?;
+        if self.baseline_model.is_some() {
+            writeln!(f, "{}", comparisons(self))?;
+        }
+        for text in &self.texts {
+            if let Some(verdict) = text.comparison.as_ref().and_then(|comparison| comparison.verdict) {
+                writeln!(f, "{}: {verdict}", short(&text.text))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn measurements(report: &Report, value: &str) -> console::Table {
+    let mut table = console::Table::new([
+        "text",
+        "",
+        value,
+        "±",
+        "95 %",
+        "bits/byte",
+        "tokens scored",
+        "windows",
+        "seconds",
+        "tokens/s",
+    ]);
+    for text in &report.texts {
+        let name = short(&text.text);
+        table.row(measurement_row(name, "model", &text.measurement));
+        if let Some(baseline) = &text.baseline {
+            table.row(measurement_row(name, "baseline", baseline));
+        }
+    }
+    table
+}
+
+fn measurement_row(text: &str, which: &str, figures: &Measurement) -> [String; 10] {
+    [
+        text.to_owned(),
+        which.to_owned(),
+        format!("{:.4}", figures.perplexity),
+        optional(figures.standard_error, 4),
+        interval(figures.interval_95, 2),
+        optional(figures.bits_per_byte, 4),
+        figures.tokens_scored.to_string(),
+        figures.windows.to_string(),
+        format!("{:.1}", figures.seconds),
+        format!("{:.0}", figures.tokens_per_second),
+    ]
+}
+
+fn comparisons(report: &Report) -> console::Table {
+    let mut table = console::Table::new(["text", "ratio", "95 %", "Δ log-perplexity", "±", "95 %"]);
+    for text in &report.texts {
+        if let Some(comparison) = &text.comparison {
+            table.row([
+                short(&text.text).to_owned(),
+                format!("{:.4}", comparison.ratio),
+                interval(comparison.ratio_interval_95, 4),
+                format!("{:+.5}", comparison.log_ratio),
+                optional(comparison.log_ratio_standard_error, 5),
+                interval(comparison.log_ratio_interval_95, 5),
+            ]);
+        }
+    }
+    table
+}
+
+/// The last part of a path, which is what a table has room for.
+fn short(reference: &str) -> &str {
+    reference.trim_end_matches('/').rsplit('/').next().unwrap_or(reference)
+}
+
+fn optional(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "n/a".to_owned(), |value| format!("{value:.digits$}"))
+}
+
+fn interval(ends: Option<[f64; 2]>, digits: usize) -> String {
+    ends.map_or_else(|| "n/a".to_owned(), |[low, high]| format!("{low:.digits$} … {high:.digits$}"))
+}

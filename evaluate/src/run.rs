@@ -1,0 +1,166 @@
+//! What `evaluate` does, from arguments to exit code.
+
+use crate::cli::{Arguments, Command, Measure};
+use anyhow::Context as _;
+use clap::CommandFactory as _;
+use console::{Exit, Progress, files::Output};
+use evaluate::{
+    Measurement, Prepared, Resolved,
+    bands::Band,
+    compare::{compare, same_tokens},
+    protocol::{PROTOCOLS, Reduction},
+    report::{ModelReport, Report, TextReport},
+    score::{self, score},
+    source::Source,
+    statistics::Block,
+};
+use model::Checkpoint;
+use std::{io::Write as _, time::Instant};
+
+/// Runs the command.
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+    match (arguments.command, arguments.measure) {
+        (Some(Command::Protocols), _) => {
+            print(&protocols())?;
+            Ok(Exit::Done)
+        }
+        (Some(Command::Generate { kind }), _) => {
+            console::generated::write(kind, Arguments::command(), &mut std::io::stdout())?;
+            Ok(Exit::Done)
+        }
+        (None, Some(measure)) => {
+            measure.check();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(measure.threads.unwrap_or(0)).build()?;
+            pool.install(|| evaluate(&measure, pool.current_num_threads()))
+        }
+        (None, None) => unreachable!("clap demands a model or a subcommand"),
+    }
+}
+
+/// A result, to stdout.
+fn print(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{}", text.trim_end()).context("writing the result to stdout")
+}
+
+/// What is going on, to stderr.
+#[allow(clippy::print_stderr)]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// The list of protocols for people.
+fn protocols() -> String {
+    PROTOCOLS.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// A text cut for the model, and whatever of it is needed to report.
+struct Text {
+    source: Source,
+    prepared: Prepared,
+}
+
+fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
+    let output = match &measure.json {
+        Some(Some(path)) => Some(Output::open(path).with_context(|| path.display().to_string())?),
+        _ => None,
+    };
+    let checkpoint = Checkpoint::open(&measure.model)?;
+    let baseline = measure.baseline.as_deref().map(Checkpoint::open).transpose()?;
+    let longest = baseline.iter().fold(checkpoint.config.max_positions, |n, base| n.min(base.config.max_positions));
+    let resolved = measure.changes().resolve(measure.protocol, longest)?;
+    let texts = prepare(measure, resolved, &checkpoint, baseline.as_ref())?;
+    announce(measure, threads, resolved, &texts);
+
+    let band = baseline.as_ref().and_then(|_| Band::of_checkpoint(&checkpoint));
+    let band = band.filter(|_| resolved.protocol.reduction != Reduction::Words);
+    let mut reports = Vec::with_capacity(texts.len());
+    for Text { source, prepared } in &texts {
+        let (measurement, blocks) = measured(measure, &checkpoint, prepared)?;
+        let against = match &baseline {
+            Some(baseline) => {
+                let (measurement, base_blocks) = measured(measure, baseline, prepared)?;
+                Some((measurement, compare(prepared, &blocks, &base_blocks, measure.seed, band)))
+            }
+            None => None,
+        };
+        reports.push(TextReport::new(source, prepared, measurement, against));
+    }
+
+    let models = (describe(measure, &checkpoint)?, baseline.as_ref().map(|base| describe(measure, base)).transpose()?);
+    let report = Report::new(models, resolved, measure.seed, threads, reports);
+    deliver(measure, output, &report)?;
+    let exceeded = measure.limit_ratio.is_some_and(|limit| report.worst_ratio().is_some_and(|ratio| ratio > limit));
+    Ok(if exceeded { Exit::OutsideBound } else { Exit::Done })
+}
+
+/// Cuts every text, and for the baseline too, before anything is scored, so that what is wrong shows at once.
+fn prepare(
+    measure: &Measure,
+    resolved: Resolved,
+    checkpoint: &Checkpoint,
+    baseline: Option<&Checkpoint>,
+) -> anyhow::Result<Vec<Text>> {
+    let mut texts = Vec::new();
+    for reference in measure.texts() {
+        let source = Source::read(&reference, measure.field.as_deref())?;
+        let prepared = Prepared::new(checkpoint, &source, resolved)?;
+        if let Some(baseline) = baseline {
+            same_tokens(checkpoint, &prepared, baseline, &Prepared::new(baseline, &source, resolved)?)?;
+        }
+        texts.push(Text { source, prepared });
+    }
+    Ok(texts)
+}
+
+fn announce(measure: &Measure, threads: usize, resolved: Resolved, texts: &[Text]) {
+    say(&format!("model      {}", measure.model));
+    if let Some(baseline) = &measure.baseline {
+        say(&format!("baseline   {baseline}"));
+    }
+    say(&format!("protocol   {}", resolved.title()));
+    say(&format!("           {}", resolved.protocol.formula));
+    for Text { prepared, .. } in texts {
+        let (tokens, windows, scored) = (prepared.tokens, prepared.windows.len(), prepared.tokens_scored());
+        say(&format!("text       {}: {tokens} tokens, {windows} windows, {scored} scored", prepared.reference));
+        say(&format!("BOS        {}", prepared.beginning));
+    }
+    let memory = console::machine::bytes(measure.memory());
+    say(&format!("threads    {threads}; {memory} for hidden states; seed {}", measure.seed));
+}
+
+fn measured(
+    measure: &Measure,
+    checkpoint: &Checkpoint,
+    prepared: &Prepared,
+) -> anyhow::Result<(Measurement, Vec<Block>)> {
+    let title = format!("{} on {}", checkpoint.reference, prepared.reference);
+    let mut progress = Progress::new(&title, score::steps(checkpoint, &prepared.windows, measure.memory()), 0);
+    let started = Instant::now();
+    let scores = score(checkpoint, &prepared.windows, measure.memory(), &mut |step| {
+        let place =
+            if step.layer > step.layers { "head".to_owned() } else { format!("layer {}/{}", step.layer, step.layers) };
+        progress.step(&format!("{place}, windows {}–{} of {}", step.first + 1, step.end, prepared.windows.len()));
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    progress.finish();
+    Ok((prepared.measure(&scores, measure.seed, seconds), prepared.blocks(&scores)))
+}
+
+/// Files are hashed only where the hashes are shown.
+fn describe(measure: &Measure, checkpoint: &Checkpoint) -> anyhow::Result<ModelReport> {
+    let files = if measure.json.is_some() { checkpoint.source_files()? } else { Vec::new() };
+    Ok(ModelReport { reference: checkpoint.reference.clone(), files })
+}
+
+fn deliver(measure: &Measure, output: Option<Output>, report: &Report) -> anyhow::Result<()> {
+    let json = serde_json::to_string_pretty(report)?;
+    match (output, &measure.json) {
+        (Some(output), _) => {
+            print(&report.to_string())?;
+            output.commit(format!("{json}\n").as_bytes())?;
+            Ok(())
+        }
+        (None, Some(_)) => print(&json),
+        (None, None) => print(&report.to_string()),
+    }
+}

@@ -1,0 +1,132 @@
+//! Negative log-likelihoods of many windows, one decoder layer in memory at a time.
+//!
+//! ```text
+//! for each batch of windows that fits the budget
+//!     h = embeddings                           one [tokens, hidden] matrix a window
+//!     for each block:  load it;  h = block(h)  windows side by side, each on one thread
+//!     load the head:   l = −log softmax(h)[target]
+//! ```
+//!
+//! A window's numbers depend on nothing but the window, so neither the budget nor the threads change a result.
+
+use crate::{EvaluateError, window::Window};
+use model::{Checkpoint, ModelError, decoder::Head};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Bytes of hidden states kept at once unless told otherwise.
+pub const DEFAULT_MEMORY: u64 = 1 << 30;
+
+/// How far scoring has come: one step is a block, or the head, applied to a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Blocks applied to this batch; the number of blocks plus one when the head is done.
+    pub layer: usize,
+    /// Blocks of the model.
+    pub layers: usize,
+    /// First window of the batch.
+    pub first: usize,
+    /// Behind the last window of the batch.
+    pub end: usize,
+}
+
+/// The number of [`Step`]s that [`score`] will report.
+pub fn steps(checkpoint: &Checkpoint, windows: &[Window], memory: u64) -> u64 {
+    let batches = batches(windows, checkpoint.config.hidden_size, memory).len();
+    (batches * (checkpoint.config.layers.len() + 1)) as u64
+}
+
+/// `−log p` in nats of every target of every window. At most `memory` bytes of hidden states are kept (one window's at
+/// the least), besides what a block needs while it works.
+pub fn score(
+    checkpoint: &Checkpoint,
+    windows: &[Window],
+    memory: u64,
+    progress: &mut dyn FnMut(Step),
+) -> Result<Vec<Vec<f32>>, EvaluateError> {
+    let mut scores = Vec::with_capacity(windows.len());
+    for batch in batches(windows, checkpoint.config.hidden_size, memory) {
+        let mut report = |layer| {
+            let layers = checkpoint.config.layers.len();
+            progress(Step { layer, layers, first: batch.start, end: batch.end });
+        };
+        let windows = &windows[batch.clone()];
+        let hidden = forward(checkpoint, windows, &mut report)?;
+        let head = checkpoint.head()?;
+        let width = checkpoint.config.hidden_size;
+        let scored = windows.par_iter().zip(&hidden).map(|(window, hidden)| likelihoods(&head, window, hidden, width));
+        scores.extend(scored.collect::<Vec<_>>());
+        report(checkpoint.config.layers.len() + 1);
+    }
+    check_finite(checkpoint, windows, &scores)?;
+    Ok(scores)
+}
+
+/// Consecutive windows whose hidden states fit `memory` together.
+fn batches(windows: &[Window], width: usize, memory: u64) -> Vec<Range<usize>> {
+    let mut batches: Vec<Range<usize>> = Vec::new();
+    let mut held = 0;
+    for (index, window) in windows.iter().enumerate() {
+        let bytes = (window.tokens.len() * width * size_of::<f32>()) as u64;
+        match batches.last_mut() {
+            Some(batch) if held + bytes <= memory => batch.end = index + 1,
+            _ => {
+                batches.push(index..index + 1);
+                held = 0;
+            }
+        }
+        held += bytes;
+    }
+    batches
+}
+
+/// Hidden states after the last block of all tokens but the last, which nothing is predicted from.
+fn forward(
+    checkpoint: &Checkpoint,
+    windows: &[Window],
+    report: &mut dyn FnMut(usize),
+) -> Result<Vec<Vec<f32>>, ModelError> {
+    let fed = windows.par_iter().map(|window| checkpoint.embed(&window.tokens[..window.tokens.len() - 1]));
+    let mut hidden = fed.collect::<Result<Vec<_>, _>>()?;
+    for index in 0..checkpoint.config.layers.len() {
+        let block = checkpoint.block(index)?;
+        hidden = hidden.into_par_iter().with_max_len(1).map(|hidden| block.forward(hidden, &mut |_, _| {})).collect();
+        report(index + 1);
+    }
+    Ok(hidden)
+}
+
+fn likelihoods(head: &Head, window: &Window, hidden: &[f32], width: usize) -> Vec<f32> {
+    let rows = (window.scored.start - 1) * width..(window.scored.end - 1) * width;
+    head.negative_log_likelihood(&hidden[rows], window.targets())
+}
+
+fn check_finite(checkpoint: &Checkpoint, windows: &[Window], scores: &[Vec<f32>]) -> Result<(), EvaluateError> {
+    for (index, scores) in scores.iter().enumerate() {
+        if let Some(offset) = scores.iter().position(|score| !score.is_finite()) {
+            return Err(EvaluateError::NotFinite {
+                model: checkpoint.reference.clone(),
+                window: index,
+                position: windows[index].scored.start + offset,
+                value: scores[offset],
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{protocol::Scored, stream::Stream, window::cut};
+
+    #[test]
+    fn batches_fill_the_budget_and_hold_a_window_at_least() {
+        let windows = cut(&Stream::of(0..100), Scored::New, 10, 10, None);
+        // 10 tokens of 8 floats are 320 bytes a window.
+        assert_eq!(batches(&windows, 8, 1000), [0..3, 3..6, 6..9, 9..10]);
+        assert_eq!(batches(&windows, 8, 0).len(), 10);
+        assert_eq!(batches(&windows, 8, u64::MAX), vec![0..10]);
+        assert!(batches(&[], 8, 1).is_empty());
+    }
+}

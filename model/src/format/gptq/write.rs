@@ -1,0 +1,306 @@
+//! Writing a GPTQ checkpoint: the plan of shards first, then tensor after tensor into each.
+//!
+//! Tensors are ordered by name, then cut into shards; inside a file safetensors orders them by type and name. Both
+//! orders depend on names and sizes alone, so the same contents give the same bytes.
+
+use super::{
+    Contents, QuantizedModule, config,
+    layout::{Part, check_matrix, check_shape},
+    tensor_error,
+};
+use crate::{ModelError, config::Family, format::StoredType};
+use half::{bf16, f16};
+use kernels::QuantizedMatrix;
+use safetensors::{Dtype, SafeTensorError, View};
+use serde_json::{Value, json};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// Values of a copied tensor that are in float32 at a time.
+const MOST_VALUES: usize = 1 << 24;
+
+/// Writes safetensors, index, `config.json`, `quantize_config.json` and the source's companion files into `folder`.
+pub fn write(folder: &Path, contents: &Contents<'_>) -> Result<(), ModelError> {
+    fs::create_dir_all(folder).map_err(ModelError::io(folder))?;
+    let modules = modules_by_name(contents)?;
+    let writer = Writer { contents, loaded: Mutex::new(None), failure: Mutex::new(None) };
+    let tensors = plan_tensors(&writer, &modules)?;
+    contents.source.copy_companions(folder)?;
+    write_configs(folder, contents, &skipped_linears(contents, &modules)?)?;
+    write_shards(folder, &writer, &tensors)
+}
+
+/// The modules in the order of their names, each checked against the source.
+fn modules_by_name<'a>(contents: &Contents<'a>) -> Result<BTreeMap<&'a str, usize>, ModelError> {
+    let mut modules = BTreeMap::new();
+    for (index, module) in contents.modules.iter().enumerate() {
+        let name = module.name.as_str();
+        check_shape(name, module.outputs, module.inputs)?;
+        module.spec.check().map_err(|error| tensor_error(name, error.to_string()))?;
+        if modules.insert(name, index).is_some() {
+            return Err(tensor_error(name, "is to be written twice"));
+        }
+        if name == "lm_head" && contents.source.config.tied_head {
+            continue; // The head is the embedding; it becomes a tensor of its own by being quantized.
+        }
+        let shape = contents.source.tensors.shape(&format!("{name}.weight"))?;
+        if shape != [module.outputs, module.inputs] {
+            let what = format!("is {shape:?} in the source, but {:?} quantized", [module.outputs, module.inputs]);
+            return Err(tensor_error(name, what));
+        }
+    }
+    Ok(modules)
+}
+
+/// The two-dimensional weights that stay in full precision although loaders expect them quantized: all but the
+/// embedding and the head, which the settings treat apart.
+fn skipped_linears(contents: &Contents<'_>, modules: &BTreeMap<&str, usize>) -> Result<Vec<String>, ModelError> {
+    let mut skipped = Vec::new();
+    for name in contents.source.tensors.names() {
+        let Some(module) = name.strip_suffix(".weight") else { continue };
+        if module == "lm_head" || module.ends_with("embed_tokens") || modules.contains_key(module) {
+            continue;
+        }
+        if contents.source.tensors.shape(&name)?.len() == 2 {
+            skipped.push(module.to_owned());
+        }
+    }
+    Ok(skipped)
+}
+
+/// What a tensor of the output is made of.
+#[derive(Clone, Copy)]
+enum Content {
+    /// A part of `modules[index]`.
+    Quantized(usize, Part),
+    /// The source's tensor of the same name.
+    Copied,
+}
+
+/// A tensor of the output, its bytes made when it is written.
+struct Tensor<'a> {
+    writer: &'a Writer<'a>,
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    content: Content,
+}
+
+impl View for &Tensor<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.writer.bytes_or_note_failure(self))
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
+    }
+}
+
+/// Every tensor of the output, in the order of names.
+fn plan_tensors<'a>(writer: &'a Writer<'a>, modules: &BTreeMap<&str, usize>) -> Result<Vec<Tensor<'a>>, ModelError> {
+    let contents = writer.contents;
+    let mut tensors = Vec::new();
+    for (&name, &index) in modules {
+        let QuantizedModule { outputs, inputs, spec, .. } = &contents.modules[index];
+        tensors.extend(Part::ALL.map(|part| Tensor {
+            writer,
+            name: format!("{name}.{}", part.suffix()),
+            dtype: part.dtype(),
+            shape: part.shape(*outputs, *inputs, spec),
+            content: Content::Quantized(index, part),
+        }));
+    }
+    for name in contents.source.tensors.names() {
+        let is = |suffix| name.strip_suffix(suffix).is_some_and(|module| modules.contains_key(module));
+        let tied = name == "lm_head.weight" && contents.source.config.tied_head;
+        if is(".weight") || tied {
+            continue;
+        }
+        let dtype = match contents.source.tensors.stored_type(&name)? {
+            _ if is(".bias") => Dtype::F16,
+            StoredType::F32 => Dtype::F32,
+            StoredType::BF16 => Dtype::BF16,
+            StoredType::F16 | StoredType::Quantized => Dtype::F16,
+        };
+        let shape = contents.source.tensors.shape(&name)?;
+        tensors.push(Tensor { writer, name, dtype, shape, content: Content::Copied });
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tensors)
+}
+
+/// Makes the tensors' bytes; keeps the matrix loaded last, because a module's codes, zero-points and group index
+/// follow each other.
+struct Writer<'a> {
+    contents: &'a Contents<'a>,
+    loaded: Mutex<Option<(usize, QuantizedMatrix)>>,
+    /// The first error: a `View` cannot return one.
+    failure: Mutex<Option<ModelError>>,
+}
+
+impl Writer<'_> {
+    /// The bytes of `tensor`; after the first failure nothing, quickly.
+    fn bytes_or_note_failure(&self, tensor: &Tensor<'_>) -> Vec<u8> {
+        let mut failure = lock(&self.failure);
+        if failure.is_some() {
+            return Vec::new();
+        }
+        self.bytes(tensor).unwrap_or_else(|error| {
+            *failure = Some(error);
+            Vec::new()
+        })
+    }
+
+    fn bytes(&self, tensor: &Tensor<'_>) -> Result<Vec<u8>, ModelError> {
+        match tensor.content {
+            Content::Quantized(index, part) => self.part(index, part),
+            Content::Copied => self.copy(tensor),
+        }
+    }
+
+    /// A tensor of the source, a run of rows at a time: a large embedding never stands in memory in float32.
+    fn copy(&self, tensor: &Tensor<'_>) -> Result<Vec<u8>, ModelError> {
+        let (source, Tensor { name, shape, dtype, .. }) = (&self.contents.source.tensors, tensor);
+        let mut bytes = Vec::new();
+        match *shape.as_slice() {
+            [rows, columns] if rows * columns > MOST_VALUES => {
+                let rows: Vec<u32> = (0..rows as u32).collect();
+                for run in rows.chunks(MOST_VALUES.div_ceil(columns)) {
+                    bytes.extend(encode(name, &source.read_rows(name, run)?, *dtype)?);
+                }
+            }
+            _ => bytes = encode(name, &source.read(name)?, *dtype)?,
+        }
+        if bytes.len() != (&tensor).data_len() {
+            let what = format!("gives {} bytes, not as many as its shape {shape:?} needs", bytes.len());
+            return Err(tensor_error(name, what));
+        }
+        Ok(bytes)
+    }
+
+    fn part(&self, index: usize, part: Part) -> Result<Vec<u8>, ModelError> {
+        let mut loaded = lock(&self.loaded);
+        if loaded.as_ref().is_none_or(|(held, _)| *held != index) {
+            *loaded = None; // Two matrices are never in memory together.
+            let matrix = (self.contents.load)(index)?;
+            check_matrix(&self.contents.modules[index], &matrix, self.contents.version)?;
+            *loaded = Some((index, matrix));
+        }
+        let (_, matrix) = loaded.as_ref().expect("the matrix was loaded above");
+        Ok(part.bytes(matrix, self.contents.version))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `values` as `dtype`. float32 to the type they were stored in is exact; to float16 they are rounded, and refused
+/// where float16 has no number for them.
+fn encode(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>, ModelError> {
+    match dtype {
+        Dtype::F32 => Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        Dtype::BF16 => Ok(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect()),
+        _ => {
+            if let Some(value) = values.iter().find(|value| value.is_finite() && f16::from_f32(**value).is_infinite()) {
+                let what = format!("the value {value} is beyond float16's largest number, 65504");
+                return Err(tensor_error(name, what));
+            }
+            Ok(values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect())
+        }
+    }
+}
+
+/// `config.json` and `quantize_config.json`.
+fn write_configs(folder: &Path, contents: &Contents<'_>, skipped: &[String]) -> Result<(), ModelError> {
+    let settings = config::to_json(contents, skipped);
+    let mut config_json = contents.source.config_json.clone();
+    let Some(object) = config_json.as_object_mut() else {
+        return Err(ModelError::malformed(&contents.source.path, "the source's config.json is no JSON object"));
+    };
+    // Scales are float16. A bfloat16 run would round them; Gemma's activations alone need bfloat16's range.
+    let dtype = if contents.source.config.family == Family::Gemma3 { "bfloat16" } else { "float16" };
+    object.insert("torch_dtype".into(), json!(dtype));
+    if let Some(newer_name) = object.get_mut("dtype") {
+        *newer_name = json!(dtype);
+    }
+    if settings["lm_head"] == json!(true) {
+        object.insert("tie_word_embeddings".into(), json!(false));
+    }
+    object.insert("quantization_config".into(), settings.clone());
+    write_json(&folder.join("config.json"), &config_json)?;
+    write_json(&folder.join("quantize_config.json"), &settings)
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
+    fs::write(path, format!("{value:#}\n")).map_err(ModelError::io(path))
+}
+
+/// Cuts the ordered tensors into runs that stay within `limit` bytes; a larger tensor is a shard of its own.
+fn shards<'t, 'a>(tensors: &'t [Tensor<'a>], limit: u64) -> Vec<&'t [Tensor<'a>]> {
+    let (mut shards, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (index, tensor) in tensors.iter().enumerate() {
+        let length = (&tensor).data_len() as u64;
+        if index > start && bytes + length > limit {
+            shards.push(&tensors[start..index]);
+            (start, bytes) = (index, 0);
+        }
+        bytes += length;
+    }
+    shards.push(&tensors[start..]);
+    shards
+}
+
+fn write_shards(folder: &Path, writer: &Writer<'_>, tensors: &[Tensor<'_>]) -> Result<(), ModelError> {
+    let shards = shards(tensors, writer.contents.shard_bytes);
+    let mut weight_map = BTreeMap::new();
+    for (index, shard) in shards.iter().enumerate() {
+        let file = match shards.len() {
+            1 => "model.safetensors".to_owned(),
+            count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+        };
+        write_shard(&folder.join(&file), writer, shard)?;
+        weight_map.extend(shard.iter().map(|tensor| (&tensor.name, file.clone())));
+    }
+    if shards.len() == 1 {
+        return Ok(());
+    }
+    let total: usize = tensors.iter().map(|tensor| tensor.data_len()).sum();
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+    write_json(&folder.join("model.safetensors.index.json"), &index)
+}
+
+fn write_shard(path: &Path, writer: &Writer<'_>, tensors: &[Tensor<'_>]) -> Result<(), ModelError> {
+    let views = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let written = safetensors::serialize_to_file(views, Some(metadata), path);
+    if let Some(failure) = lock(&writer.failure).take() {
+        let _ = fs::remove_file(path); // It is incomplete; the failure is what matters.
+        return Err(failure);
+    }
+    written.map_err(|error| match error {
+        SafeTensorError::IoError(source) => ModelError::Io { path: path.into(), source },
+        other => ModelError::malformed(path, other.to_string()),
+    })?;
+    like_other_files(path)
+}
+
+/// safetensors writes through a temporary file that only its owner may read; gives `path` the permissions of
+/// `config.json` beside it.
+fn like_other_files(path: &Path) -> Result<(), ModelError> {
+    let permissions = fs::metadata(path.with_file_name("config.json")).map_err(ModelError::io(path))?.permissions();
+    fs::set_permissions(path, permissions).map_err(ModelError::io(path))
+}
