@@ -282,7 +282,12 @@ fn read_tokenizer(folder: &Path) -> Result<Tokenizer, ModelError> {
             "has no `tokenizer.json`, the only form of tokenizer read here; save the model's fast tokenizer there";
         return Err(ModelError::malformed(folder, what));
     }
-    Tokenizer::from_file(&path).map_err(|e| ModelError::malformed(&path, format!("is not a tokenizer: {e}")))
+    let refused = |e| ModelError::malformed(&path, format!("is not a tokenizer: {e}"));
+    let mut tokenizer = Tokenizer::from_file(&path).map_err(refused)?;
+    // A file may ask for truncation or padding; here a text is always encoded in full.
+    tokenizer.with_truncation(None).map_err(refused)?;
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
 }
 
 /// `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`: a text, or a list of named ones of which

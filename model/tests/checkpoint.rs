@@ -1,5 +1,7 @@
 //! Opening a checkpoint: what is refused and with which sentence, what is let pass, and which files belong to it.
 
+#![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
+
 #[path = "support/small_model.rs"]
 mod small_model;
 

@@ -14,6 +14,8 @@
 //! relative error near sqrt(k) 2^-24 = 6e-7; seven linears and three layers keep that below 1e-5 of the largest logit.
 //! Asserted is 1e-4.
 
+#![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
+
 mod support;
 
 use candle_core::{DType, Device, Tensor};

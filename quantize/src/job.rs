@@ -174,7 +174,9 @@ impl Job {
                 .filter_map(|linear| Some(rtn::round(linear, self.plan.spec_of(&linear.name)?)))
                 .collect::<Result<Vec<_>, _>>()?;
             journal.store(index, &solved)?;
-            solved.iter().for_each(|(_, report)| progress.step(&report.module));
+            for (_, report) in &solved {
+                progress.step(&report.module);
+            }
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! GPTQ against the textbook: the inverse Hessian in float64, eliminated column by column, no blocks, no factor.
 
+#![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
+
 use calibration::LayerStatistics;
 use kernels::{ActOrder, QuantSpec, QuantizedMatrix, ScaleSearch, grid::Grid};
 use model::Linear;

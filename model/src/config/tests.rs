@@ -152,3 +152,86 @@ fn notes_of_other_tools_and_switched_off_settings_pass() {
         "rope_interleaved": false, "pretraining_tp": 1, "initializer_range": 0.02});
     assert_eq!(read(&with(llama(), &notes)).unwrap(), read(&llama()).unwrap());
 }
+
+/// The keys of published files, sizes included, lists of factors and unrelated keys shortened.
+#[test]
+fn published_files_are_read() {
+    let smollm2 = json!({"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041,
+        "intermediate_size": 1536, "is_llama_config": true, "max_position_embeddings": 8192, "mlp_bias": false,
+        "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+        "pretraining_tp": 1, "rms_norm_eps": 1e-5, "rope_interleaved": false, "rope_scaling": null,
+        "rope_theta": 100_000, "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_cache": true,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}, "vocab_size": 49152});
+    let gemma = json!({"architectures": ["Gemma3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "attn_logit_softcapping": null, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106],
+        "final_logit_softcapping": null, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 1152, "initializer_range": 0.02, "intermediate_size": 6912, "max_position_embeddings": 32768,
+        "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
+        "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_local_base_freq": 10000,
+        "rope_scaling": null, "rope_theta": 1_000_000, "sliding_window": 512, "sliding_window_pattern": 6,
+        "use_bidirectional_attention": false, "use_cache": true, "vocab_size": 262_144});
+    let qwen3 = json!({"architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 151_643, "eos_token_id": 151_645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024,
+        "initializer_range": 0.02, "intermediate_size": 3072, "max_position_embeddings": 40960,
+        "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_scaling": null, "rope_theta": 1_000_000,
+        "sliding_window": null, "tie_word_embeddings": true, "use_sliding_window": false, "vocab_size": 151_936});
+    let phi = json!({"architectures": ["Phi3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 199_999, "embd_pdrop": 0.0,
+        "eos_token_id": 199_999, "full_attn_mod": 1, "hidden_act": "silu", "hidden_size": 3072,
+        "interpolate_factor": 1, "intermediate_size": 8192, "lm_head_bias": false, "max_position_embeddings": 131_072,
+        "mlp_bias": false, "model_type": "phi3", "num_attention_heads": 24, "num_hidden_layers": 32,
+        "num_key_value_heads": 8, "original_max_position_embeddings": 4096, "pad_token_id": 199_999,
+        "partial_rotary_factor": 0.75, "resid_pdrop": 0.0, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "rope_scaling": {"long_factor": vec![2.0; 48], "short_factor": vec![1.0; 48], "type": "longrope"},
+        "sliding_window": 262_144, "tie_word_embeddings": true, "use_cache": true, "vocab_size": 200_064});
+    for json in [&smollm2, &gemma, &qwen3, &phi] {
+        read(json).unwrap();
+    }
+    let phi = read(&phi).unwrap();
+    assert_eq!(phi.ropes[0].frequencies(4096).len(), 48);
+    assert_eq!(phi.ropes[0].frequencies(4097)[0], 0.5);
+    assert!((phi.ropes[0].attention_factor - 1.190_238).abs() < 1e-6);
+}
+
+#[test]
+fn hostile_values_never_panic() {
+    let rope = json!({"rope_type": "longrope", "short_factor": vec![1.0; 8], "long_factor": vec![1.0; 8],
+        "original_max_position_embeddings": 1, "factor": 1e-300});
+    let hostile =
+        [json!(-1), json!(0), json!(1), json!(u64::MAX), json!(1e300), json!("x"), json!([]), json!({}), rope];
+    for (architecture, model_type, _) in FAMILIES {
+        let plain = with(llama(), &json!({"architectures": [architecture], "model_type": model_type}));
+        let read_keys = [
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "vocab_size",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "head_dim",
+            "rms_norm_eps",
+            "rope_theta",
+            "layer_types",
+            "rope_scaling",
+            "rope_parameters",
+            "sliding_window",
+            "sliding_window_pattern",
+            "max_window_layers",
+            "partial_rotary_factor",
+            "query_pre_attn_scalar",
+            "rope_local_base_freq",
+            "eos_token_id",
+            "architectures",
+            "original_max_position_embeddings",
+            "quantization_config",
+            "hidden_act",
+            "model_type",
+        ];
+        for (key, value) in read_keys.iter().flat_map(|key| hostile.iter().map(move |value| (key, value))) {
+            let _ = read(&with(plain.clone(), &json!({*key: value})));
+        }
+    }
+}
