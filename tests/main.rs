@@ -3,7 +3,11 @@
 //! Tests that need the real models are `#[ignore]`d, so that a run without them counts them as ignored; run them with
 //! `CALIPER_MODELS` (folder of the models) and `CALIPER_SHARED` (folder of texts and goldens) set, and `--ignored`.
 
+#![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
+
 mod arrows;
+mod goldens;
 mod interop;
 mod perplexity;
+mod real_models;
 mod tokenizers;

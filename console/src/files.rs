@@ -33,7 +33,11 @@ impl Output {
 fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    tempfile::NamedTempFile::new_in(folder)
+    let mut builder = tempfile::Builder::new();
+    // Readable as any other new file is; the library's own choice is for secrets.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
 }
 
 /// Writes `bytes` to `path` under a temporary name in the same folder, flushes it to disk and renames it.

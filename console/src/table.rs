@@ -1,6 +1,6 @@
 //! Tables for people.
 
-use comfy_table::{Cell, CellAlignment, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{Cell, CellAlignment, presets::UTF8_FULL_CONDENSED};
 
 /// A table with a heading; numbers are aligned right.
 pub struct Table(comfy_table::Table);
@@ -9,7 +9,7 @@ impl Table {
     /// A table with these headings.
     pub fn new<T: Into<String>>(headings: impl IntoIterator<Item = T>) -> Self {
         let mut table = comfy_table::Table::new();
-        table.load_style(UTF8_HORIZONTAL_ONLY);
+        table.load_style(UTF8_FULL_CONDENSED);
         table.set_header(headings.into_iter().map(Into::into).collect::<Vec<String>>());
         Self(table)
     }

@@ -80,8 +80,8 @@ pub(crate) struct Measure {
     /// A plain text, JSON lines, CSV or Parquet file, a folder or a glob of them; `demo:prose-heldout` or
     /// `demo:code-heldout`, which are embedded; or `hub:org/name/path/to/file[@revision]`, a data set's file on the hub.
     /// WikiText-2's test split is `hub:Salesforce/wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet`, that of
-    /// WikiText-103 the same with `103` for `2`. For the model `demo` the default is both embedded texts; for others
-    /// there is none.
+    /// WikiText-103 the same with `103` for `2`. Where the model or the baseline is `demo`, the default is both embedded
+    /// texts, read as they are; for others there is none.
     #[arg(long, value_name = "TEXT")]
     pub(crate) perplexity: Vec<String>,
 
@@ -177,16 +177,19 @@ fn ratio(text: &str) -> Result<f64, String> {
 impl Measure {
     /// What is changed about the protocol.
     pub(crate) fn changes(&self) -> Changes {
-        let text = self.text.map(|text| match text {
-            Text::Joined => TextHandling::Joined,
-            Text::Raw => TextHandling::Raw,
-        });
+        let embedded = self.texts().iter().all(|text| text.starts_with("demo:"));
+        let text = match self.text {
+            Some(Text::Joined) => Some(TextHandling::Joined),
+            Some(Text::Raw) => Some(TextHandling::Raw),
+            // Blank lines between all lines would make the embedded program a text of another kind.
+            None => embedded.then_some(TextHandling::Raw),
+        };
         Changes { window: self.window, stride: self.stride, text, max_tokens: self.max_tokens }
     }
 
     /// The texts, with the default of the demo model.
     pub(crate) fn texts(&self) -> Vec<String> {
-        if self.perplexity.is_empty() && self.model == "demo" {
+        if self.perplexity.is_empty() && (self.model == "demo" || self.baseline.as_deref() == Some("demo")) {
             return vec!["demo:prose-heldout".to_owned(), "demo:code-heldout".to_owned()];
         }
         self.perplexity.clone()
@@ -200,7 +203,7 @@ impl Measure {
     /// Ends the process with a usage error where options don't fit together.
     pub(crate) fn check(&self) {
         if self.texts().is_empty() {
-            let what = "there is nothing to measure on: give `--perplexity TEXT` (only the model `demo` brings its own texts)\n";
+            let what = "there is nothing to measure on: give `--perplexity TEXT` (only `demo`, as the model or the baseline, brings its own texts)\n";
             usage(ErrorKind::MissingRequiredArgument, what);
         }
         if self.threads == Some(0) {

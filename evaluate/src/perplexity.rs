@@ -81,7 +81,7 @@ impl Prepared {
         let resolved = self.resolved;
         let mut stream = Stream::tokenize(checkpoint, text, true)?;
         if resolved.text == TextHandling::FirstDocuments {
-            stream.truncate(C4_WINDOWS * resolved.window);
+            stream.truncate(C4_WINDOWS.saturating_mul(resolved.window));
         }
         stream.truncate(resolved.max_tokens.unwrap_or(usize::MAX));
         let added = (stream.added > 0).then(|| stream.tokens[0]);
@@ -157,7 +157,7 @@ impl Prepared {
         let Resolved { protocol, window, text, max_tokens, .. } = self.resolved;
         let (needed, found) = match text {
             TextHandling::Pages => ("at least one whole page".to_owned(), format!("{} pages", self.pages.len())),
-            TextHandling::RandomSlices => (
+            TextHandling::RandomSlices if max_tokens.is_none_or(|tokens| tokens >= window) => (
                 format!("a document of more than {window} tokens"),
                 format!("{} documents, none so long", self.pages.len()),
             ),

@@ -178,7 +178,7 @@ impl std::fmt::Display for Report {
         }
         for text in &self.texts {
             if let Some(verdict) = text.comparison.as_ref().and_then(|comparison| comparison.verdict) {
-                writeln!(f, "{}: {verdict}", text.text)?;
+                writeln!(f, "{}: {verdict}", short(&text.text))?;
             }
         }
         Ok(())
@@ -188,7 +188,7 @@ impl std::fmt::Display for Report {
 fn measurements(report: &Report, value: &str) -> console::Table {
     let mut table = console::Table::new([
         "text",
-        "model",
+        "",
         value,
         "±",
         "95 %",
@@ -199,21 +199,19 @@ fn measurements(report: &Report, value: &str) -> console::Table {
         "tokens/s",
     ]);
     for text in &report.texts {
-        let ours = (&report.model, Some(&text.measurement));
-        let baseline = report.baseline_model.as_ref().map(|model| (model, text.baseline.as_ref()));
-        for (model, measurement) in std::iter::once(ours).chain(baseline) {
-            if let Some(measurement) = measurement {
-                table.row(measurement_row(&text.text, &model.reference, measurement));
-            }
+        let name = short(&text.text);
+        table.row(measurement_row(name, "model", &text.measurement));
+        if let Some(baseline) = &text.baseline {
+            table.row(measurement_row(name, "baseline", baseline));
         }
     }
     table
 }
 
-fn measurement_row(text: &str, model: &str, figures: &Measurement) -> [String; 10] {
+fn measurement_row(text: &str, which: &str, figures: &Measurement) -> [String; 10] {
     [
         text.to_owned(),
-        model.to_owned(),
+        which.to_owned(),
         format!("{:.4}", figures.perplexity),
         optional(figures.standard_error, 4),
         interval(figures.interval_95, 2),
@@ -230,7 +228,7 @@ fn comparisons(report: &Report) -> console::Table {
     for text in &report.texts {
         if let Some(comparison) = &text.comparison {
             table.row([
-                text.text.clone(),
+                short(&text.text).to_owned(),
                 format!("{:.4}", comparison.ratio),
                 interval(comparison.ratio_interval_95, 4),
                 format!("{:+.5}", comparison.log_ratio),
@@ -240,6 +238,11 @@ fn comparisons(report: &Report) -> console::Table {
         }
     }
     table
+}
+
+/// The last part of a path, which is what a table has room for.
+fn short(reference: &str) -> &str {
+    reference.trim_end_matches('/').rsplit('/').next().unwrap_or(reference)
 }
 
 fn optional(value: Option<f64>, digits: usize) -> String {

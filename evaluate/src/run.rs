@@ -15,13 +15,13 @@ use evaluate::{
     statistics::Block,
 };
 use model::Checkpoint;
-use std::time::Instant;
+use std::{io::Write as _, time::Instant};
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     match (arguments.command, arguments.measure) {
         (Some(Command::Protocols), _) => {
-            print(&protocols());
+            print(&protocols())?;
             Ok(Exit::Done)
         }
         (Some(Command::Generate { kind }), _) => {
@@ -37,11 +37,12 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     }
 }
 
-#[allow(clippy::print_stdout)]
-fn print(text: &str) {
-    println!("{}", text.trim_end());
+/// A result, to stdout.
+fn print(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{}", text.trim_end()).context("writing the result to stdout")
 }
 
+/// What is going on, to stderr.
 #[allow(clippy::print_stderr)]
 fn say(text: &str) {
     eprintln!("{text}");
@@ -155,11 +156,11 @@ fn deliver(measure: &Measure, output: Option<Output>, report: &Report) -> anyhow
     let json = serde_json::to_string_pretty(report)?;
     match (output, &measure.json) {
         (Some(output), _) => {
-            print(&report.to_string());
+            print(&report.to_string())?;
             output.commit(format!("{json}\n").as_bytes())?;
+            Ok(())
         }
         (None, Some(_)) => print(&json),
         (None, None) => print(&report.to_string()),
     }
-    Ok(())
 }

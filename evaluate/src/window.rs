@@ -63,9 +63,9 @@ fn full(stream: &Stream, length: usize, skipped: usize) -> Vec<Window> {
 
 fn overlapping(stream: &Stream, length: usize, stride: usize, only_new: bool) -> Vec<Window> {
     let mut windows = Vec::new();
-    let (mut start, mut reached) = (0, 0);
+    let (mut start, mut reached) = (0_usize, 0);
     loop {
-        let end = (start + length).min(stream.tokens.len());
+        let end = start.saturating_add(length).min(stream.tokens.len());
         windows.extend(Window::cut(stream, 0, start..end, if only_new { reached } else { 0 }));
         if end == stream.tokens.len() {
             return windows;
@@ -82,7 +82,7 @@ pub fn rolling(stream: &Stream, document: usize, prefix: u32, length: usize) -> 
     let mut windows = Vec::new();
     let mut reached = 0;
     while reached < total {
-        let end = total.min(reached + length);
+        let end = total.min(reached.saturating_add(length));
         let mut tokens = if reached == 0 { vec![prefix] } else { Vec::new() };
         let start = if reached == 0 { 0 } else { end - length - 1 };
         tokens.extend(&stream.tokens[start..end]);

@@ -48,9 +48,7 @@ pub fn round_to_nearest(weight: &[f32], inputs: usize, spec: &QuantSpec) -> Quan
                 let grid = Grid::fit(weight, spec);
                 chunk.scales[row * chunk.groups + group] = grid.scale;
                 chunk.zeros[row * chunk.groups + group] = grid.zero;
-                for (code, weight) in codes.iter_mut().zip(weight) {
-                    *code = grid.code(*weight, spec.max_code());
-                }
+                grid.codes(weight, spec.max_code(), codes);
             }
         }
     });

@@ -6,7 +6,8 @@
 use crate::gemm::{Old, Strided, StridedMut, product};
 use rayon::prelude::*;
 
-/// Rows of the Gram matrix that one task computes.
+/// Rows of the Gram matrix that one task computes: measured the fastest of 64, 96, 128, 192 and 256. (Narrower panels
+/// are packed too often, wider ones waste half of a larger diagonal tile.)
 const PANEL: usize = 192;
 
 /// Adds `xᵀx` to the lower triangle of `gram` (`[width, width]`); `x` is `[rows, width]`. Uses the current thread pool;

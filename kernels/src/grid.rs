@@ -27,8 +27,7 @@ pub struct Grid {
 impl Grid {
     /// The grid for `weights` under `spec` (bits, symmetry, scale search, smallest zero-point).
     pub fn fit(weights: &[f32], spec: &QuantSpec) -> Self {
-        let finite = weights.iter().copied().filter(|w| w.is_finite());
-        let (min, max) = finite.fold((0.0f32, 0.0f32), |(min, max), w| (min.min(w), max.max(w)));
+        let (min, max) = range(weights);
         let full = Self::spanning(min, max, spec);
         match spec.scale_search {
             ScaleSearch::MinMax => full,
@@ -61,7 +60,7 @@ impl Grid {
     fn search(weights: &[f32], min: f32, max: f32, spec: &QuantSpec, full: Self) -> Self {
         let finite: Vec<f32> = weights.iter().copied().filter(|w| w.is_finite()).collect();
         let unit = full.scale.to_f32();
-        let error = |grid| summed_error(&finite, grid, spec.max_code(), unit);
+        let error = |grid: Self| summed_error(&finite, grid.steps(spec.max_code()), unit);
         let mut best = (error(full), full);
         for step in 1..80u8 {
             let keep = 1.0 - f32::from(step) / 100.0;
@@ -78,34 +77,87 @@ impl Grid {
     #[allow(clippy::inline_always, reason = "vectorizes only inside its caller's loop")]
     #[inline(always)]
     pub fn code(&self, weight: f32, max_code: u32) -> u8 {
+        (self.steps(max_code).nearest(weight) + f32::from(self.zero)) as u8
+    }
+
+    /// The nearest codes of `weights`.
+    pub(crate) fn codes(self, weights: &[f32], max_code: u32, codes: &mut [u8]) {
+        nearest_codes(weights, self.steps(max_code), f32::from(self.zero), codes);
+    }
+
+    #[allow(clippy::inline_always, reason = "vectorizes only inside its caller's loop")]
+    #[inline(always)]
+    fn steps(self, max_code: u32) -> Steps {
         let zero = f32::from(self.zero);
-        let steps = weight / self.scale.to_f32();
-        let steps = if steps.is_nan() { 0.0 } else { steps };
-        (steps.clamp(-zero, max_code as f32 - zero).round_ties_even() + zero) as u8
+        Steps { scale: self.scale.to_f32(), lowest: -zero, highest: max_code as f32 - zero }
     }
 
     /// The weight that `code` stands for.
-    #[allow(clippy::inline_always, reason = "vectorizes only inside its caller's loop")]
-    #[inline(always)]
+    #[inline]
     pub fn value(&self, code: u8) -> f32 {
         self.scale.to_f32() * (f32::from(code) - f32::from(self.zero))
     }
 }
 
+/// A grid in float32: the codes, counted from the zero-point.
+#[derive(Clone, Copy)]
+struct Steps {
+    scale: f32,
+    lowest: f32,
+    highest: f32,
+}
+
+impl Steps {
+    /// The nearest code minus the zero-point.
+    #[allow(clippy::inline_always, reason = "vectorizes only inside its caller's loop")]
+    #[inline(always)]
+    fn nearest(self, weight: f32) -> f32 {
+        let steps = weight / self.scale;
+        let steps = if steps.is_nan() { 0.0 } else { steps };
+        // Comparisons instead of `clamp`, whose check of its bounds would stand in the way of vectors.
+        let steps = if steps < self.lowest { self.lowest } else { steps };
+        let steps = if steps > self.highest { self.highest } else { steps };
+        steps.round_ties_even()
+    }
+}
+
 vectorized! {
+    /// The least and the greatest finite weight, or zero where that is further out.
+    fn range(weights: &[f32]) -> (f32, f32) {
+        let (mut min, mut max) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let (chunks, rest) = weights.as_chunks::<LANES>();
+        for chunk in chunks {
+            for ((min, max), w) in min.iter_mut().zip(&mut max).zip(chunk) {
+                let w = if w.is_finite() { *w } else { 0.0 };
+                *min = if w < *min { w } else { *min };
+                *max = if w > *max { w } else { *max };
+            }
+        }
+        for w in min.into_iter().chain(max).chain(rest.iter().copied()).filter(|w| w.is_finite()) {
+            min[0] = w.min(min[0]);
+            max[0] = w.max(max[0]);
+        }
+        (min[0], max[0])
+    }
+
+    fn nearest_codes(weights: &[f32], steps: Steps, zero: f32, codes: &mut [u8]) {
+        for (code, weight) in codes.iter_mut().zip(weights) {
+            *code = (steps.nearest(*weight) + zero) as u8;
+        }
+    }
+
     /// The sum of |error / unit|^2.4 of finite weights.
-    fn summed_error(weights: &[f32], grid: Grid, max_code: u32, unit: f32) -> f32 {
+    fn summed_error(weights: &[f32], steps: Steps, unit: f32) -> f32 {
         let inverse = 1.0 / unit;
-        let error = |w: f32| power_2_4((w - grid.value(grid.code(w, max_code))) * inverse);
         let mut lanes = [0.0; LANES];
         let (chunks, rest) = weights.as_chunks::<LANES>();
         for chunk in chunks {
             for (lane, w) in lanes.iter_mut().zip(chunk) {
-                *lane += error(*w);
+                *lane += power_2_4((w - steps.scale * steps.nearest(*w)) * inverse);
             }
         }
         for (lane, w) in lanes.iter_mut().zip(rest) {
-            *lane += error(*w);
+            *lane += power_2_4((w - steps.scale * steps.nearest(*w)) * inverse);
         }
         sum_lanes(lanes)
     }

@@ -123,6 +123,7 @@ fn json(value: &Value) -> Result<serde_json::Value, Error> {
 }
 
 /// Python's `json.dumps`: a space after commas and colons unless indented, nothing escaped that needn't be.
+#[expect(clippy::needless_pass_by_value, reason = "the form of a filter's arguments")]
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let mut out = Vec::new();
@@ -228,9 +229,9 @@ fn any_affix(arguments: &[Value], holds: impl Fn(&str) -> bool) -> Result<Value,
 
 fn capitalized(text: &str) -> String {
     let mut characters = text.chars();
-    characters.next().map_or(String::new(), |first| {
-        first.to_uppercase().chain(characters.flat_map(char::to_lowercase)).collect()
-    })
+    characters
+        .next()
+        .map_or(String::new(), |first| first.to_uppercase().chain(characters.flat_map(char::to_lowercase)).collect())
 }
 
 /// At most `most` cuts; without a separator at runs of white space.
@@ -298,10 +299,7 @@ mod tests {
         let template = "{{ bos_token }}\n{% for message in messages %}\n    {% if message['role'] == 'system' %}\n\
             [{{ message.content.strip() }}]\n    {%- else %}\n{{ message['role'] }}: {{ message.content + eos_token }}\n\
             {% endif %}\n{% endfor %}\n{% if add_generation_prompt %}answer{% endif %}\n";
-        assert_eq!(
-            rendered(template),
-            "<s>\n[Be brief.]user: Hi <there> & \"you\"</s>\nassistant: Hello</s>\n"
-        );
+        assert_eq!(rendered(template), "<s>\n[Be brief.]user: Hi <there> & \"you\"</s>\nassistant: Hello</s>\n");
     }
 
     #[test]
@@ -309,8 +307,8 @@ mod tests {
         for (expression, expected) in [
             ("' ab '.lstrip()", "ab "),
             ("'xxabx'.strip('x')", "ab"),
-            ("'abc'.startswith(('x', 'ab'))", "true"),
-            ("'abc'.endswith('b')", "false"),
+            ("'abc'.startswith(('x', 'ab'))", "True"),
+            ("'abc'.endswith('b')", "False"),
             ("'a</t>b'.split('</t>')[-1]", "b"),
             ("' a  b c '.split(None, 1)|join('|')", "a|b c "),
             ("'a,b,c'.split(',', 1)|join('|')", "a|b,c"),
@@ -327,7 +325,7 @@ mod tests {
             ("messages[1]|tojson", r#"{"role": "user", "content": "Hi <there> & \"you\""}"#),
             ("{'a': [1, 2.5, true, none]}|tojson", r#"{"a": [1, 2.5, true, null]}"#),
             ("{'a': 1}|tojson(indent=2)", "{\n  \"a\": 1\n}"),
-            ("tools is none and documents is none", "true"),
+            ("tools is none and documents is none", "True"),
         ] {
             assert_eq!(rendered(&format!("{{{{ {expression} }}}}")), expected, "{expression}");
         }

@@ -106,7 +106,7 @@ impl Checkpoint {
         let tokenizer = read_tokenizer(folder)?;
         let chat_template = read_chat_template(folder)?;
         let path = folder.to_path_buf();
-        Self { chat_template, files, path, ..Self::new(reference, config, config_json, tokenizer, tensors) }.checked()
+        Self { chat_template, path, files, ..Self::new(reference, config, config_json, tokenizer, tensors) }.checked()
     }
 
     fn open_gguf(reference: &str, path: &Path) -> Result<Self, ModelError> {
@@ -116,7 +116,7 @@ impl Checkpoint {
         let (tokenizer, companions, chat_template) = (file.tokenizer()?, file.companion_files()?, file.chat_template());
         let opened = Self::new(reference, config, config_json, tokenizer, Box::new(file));
         let (files, path) = (vec![path.to_path_buf()], path.to_path_buf());
-        Self { chat_template, companions, files, path, ..opened }.checked()
+        Self { chat_template, path, companions, files, ..opened }.checked()
     }
 
     fn new(
@@ -169,7 +169,7 @@ impl Checkpoint {
     fn check_superfluous(&self, name: &str) -> Result<(), ModelError> {
         let idle = if name.ends_with("rotary_emb.inv_freq") {
             true
-        } else if name.ends_with(".bias") {
+        } else if name.strip_suffix(".bias").is_some() {
             self.tensors.read(name)?.iter().all(|value| *value == 0.0)
         } else if name == layout::HEAD {
             self.tensors.read(name)? == self.tensors.read(layout::EMBEDDING)?
@@ -195,7 +195,9 @@ impl Checkpoint {
     pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
         let mut embeddings = self.tensors.read_rows(layout::EMBEDDING, tokens)?;
         if self.config.embedding_scale != 1.0 {
-            embeddings.iter_mut().for_each(|value| *value *= self.config.embedding_scale);
+            for value in &mut embeddings {
+                *value *= self.config.embedding_scale;
+            }
         }
         Ok(embeddings)
     }
@@ -280,7 +282,12 @@ fn read_tokenizer(folder: &Path) -> Result<Tokenizer, ModelError> {
             "has no `tokenizer.json`, the only form of tokenizer read here; save the model's fast tokenizer there";
         return Err(ModelError::malformed(folder, what));
     }
-    Tokenizer::from_file(&path).map_err(|e| ModelError::malformed(&path, format!("is not a tokenizer: {e}")))
+    let refused = |e| ModelError::malformed(&path, format!("is not a tokenizer: {e}"));
+    let mut tokenizer = Tokenizer::from_file(&path).map_err(refused)?;
+    // A file may ask for truncation or padding; here a text is always encoded in full.
+    tokenizer.with_truncation(None).map_err(refused)?;
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
 }
 
 /// `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`: a text, or a list of named ones of which

@@ -75,6 +75,7 @@ pub struct LayerKind {
 
 /// Everything the forward pass and the checkpoint layout need to know of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts of a model, not the states of one thing")]
 pub struct Config {
     /// The family.
     pub family: Family,
@@ -360,3 +361,6 @@ fn ropes(fields: &Fields<'_>, family: Family, head_width: usize, max: usize) -> 
     shape.base = local_base;
     Ok(vec![global, rope::build(local.as_ref(), &shape)?])
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,8 +84,15 @@ fn read(tensors: &dyn TensorSource, name: &str, count: usize) -> Result<Vec<f32>
 /// The rope tables of a model, shared by its blocks and built when first needed.
 pub(crate) struct RopeTables {
     ropes: Vec<Rope>,
-    /// For each rope the table last built: the frequencies it was built from, its length, the table.
-    latest: Vec<Mutex<Option<(Vec<f32>, usize, Arc<RopeTable>)>>>,
+    /// The table last built for each rope.
+    latest: Vec<Mutex<Option<Latest>>>,
+}
+
+/// A rope table with what it was built from.
+struct Latest {
+    frequencies: Vec<f32>,
+    positions: usize,
+    table: Arc<RopeTable>,
 }
 
 impl RopeTables {
@@ -93,17 +100,20 @@ impl RopeTables {
         Self { ropes: ropes.to_vec(), latest: ropes.iter().map(|_| Mutex::new(None)).collect() }
     }
 
-    /// A table of rope `index` for a window of `tokens` tokens.
+    /// A table of rope `index` for a window of `tokens` tokens; one made for a longer window serves as well.
     fn table(&self, index: usize, tokens: usize) -> Arc<RopeTable> {
         let rope = &self.ropes[index];
         let frequencies = rope.frequencies(tokens);
         // A thread that panicked while it held the lock left a whole table or none.
         let mut latest = self.latest[index].lock().unwrap_or_else(PoisonError::into_inner);
         match &*latest {
-            Some((same, length, table)) if *same == *frequencies && *length >= tokens => Arc::clone(table),
+            Some(latest) if latest.frequencies == *frequencies && latest.positions >= tokens => {
+                Arc::clone(&latest.table)
+            }
             _ => {
                 let table = Arc::new(RopeTable::new(&frequencies, tokens, rope.attention_factor));
-                *latest = Some((frequencies.into_owned(), tokens, Arc::clone(&table)));
+                let frequencies = frequencies.into_owned();
+                *latest = Some(Latest { frequencies, positions: tokens, table: Arc::clone(&table) });
                 table
             }
         }

@@ -327,10 +327,9 @@ impl Repository<'_> {
                 format!("{thing}not found (status 404); check the name, the revision and the path of the file")
             }
             (Some(code), _) => format!("{thing}the hub answered with status {code}; try again later"),
-            (None, ApiError::LockAcquisition(lock)) => format!(
-                "{thing}another process is downloading it ({}); wait for it and start again",
-                lock.display()
-            ),
+            (None, ApiError::LockAcquisition(lock)) => {
+                format!("{thing}another process is downloading it ({}); wait for it and start again", lock.display())
+            }
             (None, _) => format!("{thing}{error}; check the connection, or use offline mode (HF_HUB_OFFLINE=1)"),
         })
     }
@@ -363,7 +362,9 @@ mod tests {
         for path in ["", "/a", "../a", "a/../b", "a//b", "./a", "a/./b", "a b", "a?b", "a\\b", "a/"] {
             assert!(!is_repository_path(path), "{path}");
         }
-        for other in ["", "name", "a/b/c", "/b", "a/", "../b", "a/..", "a/b@", "a/b@../x", "a/b@/x", "a/b@x@y", "a b/c", "a/.b"] {
+        for other in
+            ["", "name", "a/b/c", "/b", "a/", "../b", "a/..", "a/b@", "a/b@../x", "a/b@/x", "a/b@x@y", "a b/c", "a/.b"]
+        {
             assert_eq!(id(other), None, "{other}");
         }
     }
@@ -380,10 +381,15 @@ mod tests {
         let plain = settings(&[("HOME", "/h")]).unwrap();
         assert_eq!(plain.cache, Path::new("/h/.cache/huggingface/hub"));
         assert_eq!((plain.endpoint, plain.token, plain.offline, plain.progress), (None, None, false, true));
-        let own = settings(&[("HF_HOME", home), ("HF_ENDPOINT", "http://mirror/"), ("HF_HUB_OFFLINE", "True")]).unwrap();
+        let own =
+            settings(&[("HF_HOME", home), ("HF_ENDPOINT", "http://mirror/"), ("HF_HUB_OFFLINE", "True")]).unwrap();
         assert_eq!(own.cache, folder.path().join("hub"));
-        assert_eq!((own.endpoint.as_deref(), own.token.as_deref(), own.offline), (Some("http://mirror"), Some("secret"), true));
-        let more = settings(&[("HF_HOME", home), ("HF_TOKEN", "t"), ("HF_HUB_CACHE", "/c"), ("HF_HUB_OFFLINE", "0")]).unwrap();
+        assert_eq!(
+            (own.endpoint.as_deref(), own.token.as_deref(), own.offline),
+            (Some("http://mirror"), Some("secret"), true)
+        );
+        let more =
+            settings(&[("HF_HOME", home), ("HF_TOKEN", "t"), ("HF_HUB_CACHE", "/c"), ("HF_HUB_OFFLINE", "0")]).unwrap();
         assert_eq!((more.cache.as_path(), more.token.as_deref(), more.offline), (Path::new("/c"), Some("t"), false));
         assert!(settings(&[]).unwrap_err().to_string().contains("HF_HOME"));
     }

@@ -1,5 +1,7 @@
 //! The hub client against a server on this machine.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic anywhere, helpers included")]
+
 use model::hub::{Hub, HubId, HubSettings};
 use sha2::{Digest, Sha256};
 use std::{

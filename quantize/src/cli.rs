@@ -141,7 +141,7 @@ struct Text {
     seed: u64,
     /// How text becomes windows
     ///
-    /// `concat` joins all documents and cuts at random; `document` takes one window from each; `chat` applies the
+    /// `concat` joins all documents and cuts at random, `consecutive` one window after the other from the start; `document` takes one window from each; `chat` applies the
     /// model's chat template to message lists first.
     #[arg(long, value_name = "PACKING", default_value = "concat", value_parser = packing)]
     packing: Packing,

@@ -69,16 +69,12 @@ impl Gptq {
         };
         let nearest = block_solve::round_to_nearest(&linear.weight, linear.inputs, &matrix.spec);
         LayerReport {
-            module: linear.name.clone(),
-            outputs: linear.outputs,
-            inputs: linear.inputs,
-            spec: matrix.spec,
             tokens: hessian.tokens(),
             error_round_to_nearest: Some(error(&nearest)),
             error: Some(error(matrix)),
             factorization: Some(Factorization::of(factor, self.damping)),
             dead_columns: hessian.dead().to_vec(),
-            seconds: 0.0,
+            ..LayerReport::unmeasured(linear, &matrix.spec)
         }
     }
 }

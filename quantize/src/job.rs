@@ -63,10 +63,10 @@ impl Job {
             return Err(QuantizeError::OutputExists { path: request.out });
         }
         let checkpoint = Checkpoint::open(&request.model)?;
-        let mut plan = request.options.clone().check(checkpoint.tensors.as_ref())?;
+        let mut plan = request.options.clone().check(&checkpoint.config)?;
         let calibration = calibration_set(&plan.options, &checkpoint)?;
         if let Some(set) = &calibration {
-            plan.warnings.extend(adequacy(&plan, set)?);
+            plan.warnings.extend(adequacy(&checkpoint, set));
         }
         let windows = calibration.as_ref().map_or(&[][..], |set| &set.windows);
         let cost = preflight::estimate(&checkpoint, &plan, windows, request.threads, request.memory, &request.out)?;
@@ -174,7 +174,9 @@ impl Job {
                 .filter_map(|linear| Some(rtn::round(linear, self.plan.spec_of(&linear.name)?)))
                 .collect::<Result<Vec<_>, _>>()?;
             journal.store(index, &solved)?;
-            solved.iter().for_each(|(_, report)| progress.step(&report.module));
+            for (_, report) in &solved {
+                progress.step(&report.module);
+            }
         }
         Ok(())
     }
@@ -214,13 +216,13 @@ impl Job {
 
     fn outcome(&self, modules: Vec<LayerReport>, proof: Option<Proof>) -> Result<Outcome, QuantizeError> {
         let out = &self.request.out;
-        let inspected = crate::stub::inspect(&Checkpoint::open(&out.to_string_lossy())?)?;
+        let inspected = model::inspect::inspect(&out.to_string_lossy())?;
         let all: Vec<&LayerReport> = modules.iter().collect();
         let totals = Totals {
             modules: modules.len(),
             error_round_to_nearest: mean_error(&all, |module| module.error_round_to_nearest),
             error: mean_error(&all, |module| module.error),
-            bits_per_weight: inspected.bits_per_quantized_weight.unwrap_or(f64::NAN),
+            bits_per_weight: inspected.bits_per_quantized_weight,
             bits_per_weight_all: inspected.bits_per_weight,
             bytes: inspected.bytes,
             seconds: self.started.elapsed().as_secs_f64(),
@@ -290,7 +292,10 @@ fn flush(folder: &Path) -> Result<(), QuantizeError> {
     Ok(())
 }
 
-fn adequacy(plan: &ValidPlan, set: &CalibrationSet) -> Result<Vec<String>, QuantizeError> {
-    let _ = (plan, set);
-    Ok(Vec::new())
+/// Whether there are tokens enough for the widths of the model, known before any work; the same width is spoken of once.
+fn adequacy(checkpoint: &Checkpoint, set: &CalibrationSet) -> Vec<String> {
+    let mut checks = calibration::adequacy::check_tokens(&checkpoint.config, set.tokens());
+    checks.sort_by_key(|check| check.width);
+    checks.dedup_by_key(|check| check.width);
+    checks.into_iter().filter_map(|check| check.warning).collect()
 }

@@ -255,3 +255,106 @@ fn matrix_of(report: &LayerReport, file: &SafeTensors<'_>) -> Result<QuantizedMa
         group_index: group_index.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernels::{ActOrder, QuantSpec, ScaleSearch};
+    use model::Linear;
+    use serde_json::json;
+
+    fn solved(name: &str, outputs: usize, inputs: usize) -> Solved {
+        let spec = QuantSpec {
+            bits: 4,
+            group_size: Some(8),
+            symmetric: false,
+            act_order: ActOrder::Desc,
+            scale_search: ScaleSearch::MinMax,
+            smallest_zero: 1,
+        };
+        let groups = spec.groups(inputs);
+        let matrix = QuantizedMatrix {
+            outputs,
+            inputs,
+            spec,
+            codes: (0..outputs * inputs).map(|i| (i % 16) as u8).collect(),
+            scales: (0..outputs * groups).map(|i| f16::from_f32(0.1 + i as f32)).collect(),
+            zeros: (0..outputs * groups).map(|i| (1 + i % 15) as u8).collect(),
+            group_index: (0..inputs).rev().map(|i| (i / 8) as u32).collect(),
+        };
+        let linear = Linear { name: name.to_owned(), inputs, outputs, weight: Vec::new(), bias: None };
+        let report = LayerReport {
+            tokens: 7,
+            error_round_to_nearest: Some(1.0 / 3.0),
+            error: Some(1e-300),
+            dead_columns: vec![3],
+            seconds: 0.25,
+            ..LayerReport::unmeasured(&linear, &spec)
+        };
+        (matrix, report)
+    }
+
+    #[test]
+    fn a_block_comes_back_as_it_was_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let block = vec![solved("a", 3, 20), solved("b", 1, 1), solved("c", 2, 8)];
+        let journal = Journal::open(&out, &json!({"bits": 4}), false).unwrap();
+        assert!(!journal.has(2));
+        journal.store(2, &block).unwrap();
+        drop(journal);
+        let journal = Journal::open(&out, &json!({"bits": 4}), false).unwrap();
+        assert!(journal.has(2) && !journal.has(1));
+        assert_eq!(*journal.load(2).unwrap(), block);
+        journal.remove().unwrap();
+        assert!(!Journal::folder_of(&out).exists());
+    }
+
+    #[test]
+    fn another_plan_is_refused_with_the_difference_and_overwrite_starts_afresh() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let journal = Journal::open(&out, &json!({"settings": {"bits": 4, "skip": []}}), false).unwrap();
+        journal.store(0, &[solved("a", 1, 8)]).unwrap();
+        drop(journal);
+        let other = json!({"settings": {"bits": 3, "skip": []}});
+        let error = Journal::open(&out, &other, false).err().unwrap().to_string();
+        assert!(error.contains("settings.bits: 4 → 3"), "{error}");
+        let journal = Journal::open(&out, &other, true).unwrap();
+        assert!(!journal.has(0));
+    }
+
+    #[test]
+    fn a_second_run_in_the_same_folder_and_a_stranger_s_folder_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let _first = Journal::open(&out, &json!({}), false).unwrap();
+        assert!(matches!(Journal::open(&out, &json!({}), false), Err(QuantizeError::Busy { .. })));
+        let stranger = folder.path().join("photos");
+        fs::create_dir(Journal::folder_of(&stranger)).unwrap();
+        fs::write(Journal::folder_of(&stranger).join("holiday.jpg"), b"!").unwrap();
+        for overwrite in [false, true] {
+            assert!(Journal::open(&stranger, &json!({}), overwrite).is_err());
+        }
+        assert!(Journal::folder_of(&stranger).join("holiday.jpg").exists());
+    }
+
+    #[test]
+    fn damaged_blocks_are_errors() {
+        let bytes = encode(&[solved("a", 3, 20)]).unwrap();
+        assert!(decode(&bytes).is_ok());
+        for length in [0, 7, 8, 40, bytes.len() - 1] {
+            assert!(decode(&bytes[..length]).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn differences_name_fields_that_came_and_went() {
+        let found = differences(
+            &json!({"a": 1, "b": [1, 2], "c": {"d": "x"}}),
+            &json!({"b": [1, 3], "c": {"d": "x", "e": null, "f": 2}}),
+        );
+        assert_eq!(found, ["a: 1 → nothing", "b.1: 2 → 3", "c.f: nothing → 2"]);
+        assert_eq!(listed(&["a".into(), "b".into(), "c".into(), "d".into(), "e".into()]), "a, b, c, d and 1 more");
+    }
+}

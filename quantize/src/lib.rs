@@ -23,7 +23,6 @@ pub mod prove;
 pub mod report;
 pub mod rtn;
 pub mod solver;
-pub mod stub;
 pub mod visitor;
 pub mod warnings;
 

@@ -38,8 +38,7 @@ fn run(arguments: cli::Run) -> anyhow::Result<Exit> {
 }
 
 fn inspect(path: &str, json: bool) -> anyhow::Result<Exit> {
-    let checkpoint = model::Checkpoint::open(path)?;
-    let inspected = quantize::stub::inspect(&checkpoint)?;
+    let inspected = model::inspect::inspect(path)?;
     print(&if json { serde_json::to_string_pretty(&inspected)? } else { quantize::report::inspection(&inspected) })?;
     Ok(Exit::Done)
 }

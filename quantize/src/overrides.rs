@@ -5,6 +5,9 @@ use glob::Pattern;
 use kernels::QuantSpec;
 use std::str::FromStr;
 
+/// Columns per group; `None` is one group for the whole row.
+type GroupSize = Option<usize>;
+
 /// Settings for the modules whose name matches; what is `None` stays as it is for all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Override {
@@ -12,7 +15,7 @@ pub struct Override {
     pub text: String,
     pattern: Pattern,
     bits: Option<u32>,
-    group_size: Option<Option<usize>>,
+    group_size: Option<GroupSize>,
 }
 
 impl FromStr for Override {

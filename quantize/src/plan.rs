@@ -6,7 +6,11 @@ use crate::{
 };
 use calibration::{Inputs, Sequence, WindowOptions};
 use kernels::{ActOrder, QuantSpec, ScaleSearch};
-use model::{Stage, format::TensorSource, format::gptq::Version};
+use model::{
+    Config, Stage,
+    config::LinearLayout,
+    format::gptq::{self, Version},
+};
 use serde::{Deserialize, Serialize};
 
 /// How weights become integers.
@@ -101,8 +105,8 @@ impl Options {
         Ok(spec)
     }
 
-    /// Refuses what can't be done with `tensors`, and settles what becomes of each of its linears.
-    pub fn check(self, tensors: &dyn TensorSource) -> Result<ValidPlan, QuantizeError> {
+    /// Refuses what can't be done with the model `config` describes, and settles what becomes of each of its linears.
+    pub fn check(self, config: &Config) -> Result<ValidPlan, QuantizeError> {
         let spec = self.spec()?;
         if !(self.damping.is_finite() && self.damping >= 0.0) {
             return Err(QuantizeError::Option(format!(
@@ -115,12 +119,12 @@ impl Options {
                 "--method gptq needs text to calibrate on: give --calibration FILE, or use --method rtn".to_owned(),
             ));
         }
-        let mut modules = linears(tensors)?;
+        let mut modules = linears(config);
         self.settle(&spec, &mut modules)?;
         if modules.iter().all(|module| module.spec.is_none()) {
             return Err(QuantizeError::Option("nothing is left to quantize: every linear is skipped".to_owned()));
         }
-        let warnings = crate::warnings::of(&modules, &spec);
+        let warnings = crate::warnings::of(&modules, self.zero_points, config);
         Ok(ValidPlan { options: self, spec, modules, warnings })
     }
 
@@ -144,6 +148,7 @@ impl Options {
             let mut own = *spec;
             overrides.iter().filter(|o| o.matches(&module.name)).for_each(|o| o.apply(&mut own));
             own.check().map_err(|source| QuantizeError::Spec { module: module.name.clone(), source })?;
+            gptq::check_shape(&module.name, module.outputs, module.inputs)?;
             module.spec = Some(own);
         }
         Ok(())
@@ -167,32 +172,20 @@ impl ValidPlan {
     }
 }
 
-/// Every linear of every block, from the names and shapes of the tensors, in the order of computation.
-fn linears(tensors: &dyn TensorSource) -> Result<Vec<Module>, QuantizeError> {
-    let mut modules = Vec::new();
-    for tensor in tensors.names() {
-        let Some(name) = tensor.strip_suffix(".weight") else { continue };
-        let Some((block, stage)) = place(name) else { continue };
-        let shape = tensors.shape(&tensor)?;
-        let &[outputs, inputs] = shape.as_slice() else {
-            let what = format!("has {} dimensions, a linear's weight has 2", shape.len());
-            return Err(model::ModelError::Tensor { tensor, what }.into());
-        };
-        modules.push(Module { name: name.to_owned(), block, stage, outputs, inputs, spec: None });
-    }
-    modules.sort_by(|a, b| (a.block, a.stage, &a.name).cmp(&(b.block, b.stage, &b.name)));
-    Ok(modules)
-}
-
-/// Block and stage of a linear, by the names that every family here uses.
-fn place(name: &str) -> Option<(usize, Stage)> {
-    let (block, inside) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let stage = match inside {
-        "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj" | "self_attn.qkv_proj" => Stage::Qkv,
-        "self_attn.o_proj" => Stage::Output,
-        "mlp.gate_proj" | "mlp.up_proj" | "mlp.gate_up_proj" => Stage::GateUp,
-        "mlp.down_proj" => Stage::Down,
-        _ => return None,
+/// Every linear of every block, in the order of computation.
+fn linears(config: &Config) -> Vec<Module> {
+    let places = (0..config.layers.len()).flat_map(|block| Stage::ALL.map(|stage| (block, stage)));
+    let module = |block, stage, linear: LinearLayout| Module {
+        name: linear.name,
+        block,
+        stage,
+        outputs: linear.outputs,
+        inputs: linear.inputs,
+        spec: None,
     };
-    Some((block.parse().ok()?, stage))
+    places
+        .flat_map(|(block, stage)| {
+            config.linears(block, stage).into_iter().map(move |linear| module(block, stage, linear))
+        })
+        .collect()
 }

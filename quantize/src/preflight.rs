@@ -12,7 +12,7 @@ use calibration::{Inputs, Sequence, driver};
 use console::machine;
 use model::{Checkpoint, Stage, decoder::Activations, format::StoredType};
 use serde::Serialize;
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{collections::BTreeMap, fmt::Write, path::Path, time::Instant};
 
 /// Share of the free memory that is taken without being asked to take less.
 const SHARE_OF_MEMORY: f64 = 0.8;
@@ -83,11 +83,11 @@ impl Cost {
             known(self.memory_limit)
         );
         if in_file > 0 {
-            text += &format!(", and {} of activations in a temporary file", machine::bytes(in_file));
+            let _ = write!(text, ", and {} of activations in a temporary file", machine::bytes(in_file));
         }
-        text += &format!("\nneeds disk: about {} of {} free", machine::bytes(self.disk), known(self.disk_free));
+        let _ = write!(text, "\nneeds disk: about {} of {} free", machine::bytes(self.disk), known(self.disk_free));
         if let Some(seconds) = self.seconds {
-            text += &format!("\nneeds time: about {seconds:.0} s");
+            let _ = write!(text, "\nneeds time: about {seconds:.0} s");
         }
         text
     }
@@ -154,7 +154,9 @@ fn seconds_needed(
     let mut activations = Activations { hidden: checkpoint.embed(window)?, input: Vec::new() };
     let started = Instant::now();
     block.begin(&mut activations);
-    Stage::ALL.into_iter().for_each(|stage| block.advance(stage, &mut activations));
+    for stage in Stage::ALL {
+        block.advance(stage, &mut activations);
+    }
     let seconds = started.elapsed().as_secs_f64();
     let first: u64 = plan.modules.iter().filter(|m| m.block == 0).map(weights).sum();
     let rate = (first * window.len() as u64) as f64 / seconds;
@@ -187,7 +189,9 @@ fn weights(module: &Module) -> u64 {
 
 fn by_block(modules: &[Module]) -> BTreeMap<usize, Vec<&Module>> {
     let mut blocks: BTreeMap<usize, Vec<&Module>> = BTreeMap::new();
-    modules.iter().for_each(|module| blocks.entry(module.block).or_default().push(module));
+    for module in modules {
+        blocks.entry(module.block).or_default().push(module);
+    }
     blocks
 }
 

@@ -3,6 +3,7 @@
 use crate::{LayerReport, Options, card, prove::Proof};
 use calibration::Manifest;
 use console::{Table, machine};
+use model::{inspect::Inspection, runtimes::Verdict};
 use serde::Serialize;
 use std::{fmt::Write, path::PathBuf};
 
@@ -24,7 +25,7 @@ pub struct Outcome {
     /// What was read back and compared; none where an earlier run had proven and published it.
     pub proof: Option<Proof>,
     /// What each runtime will do with the checkpoint.
-    pub runtimes: Vec<crate::stub::Verdict>,
+    pub runtimes: Vec<Verdict>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -50,7 +51,7 @@ pub struct Totals {
     /// Mean relative output error as written.
     pub error: Option<f64>,
     /// Bits per weight of the quantized linears on disk, scales, zero-points and group indices counted.
-    pub bits_per_weight: f64,
+    pub bits_per_weight: Option<f64>,
     /// Bits per weight of the whole checkpoint.
     pub bits_per_weight_all: f64,
     /// Bytes of the checkpoint's tensors.
@@ -107,7 +108,7 @@ impl Outcome {
             let _ = writeln!(text, "{remark}");
         });
         let _ = writeln!(text, "\n{}", self.totals_table());
-        let _ = writeln!(text, "\n{}", self.runtime_table());
+        let _ = writeln!(text, "\n{}", runtime_table(&self.runtimes));
         if let Some(proof) = &self.proof {
             let _ = writeln!(text, "\n{}", card::proof_sentence(proof));
         }
@@ -143,6 +144,9 @@ impl Outcome {
             if !module.dead_columns.is_empty() {
                 remarks.push(format!("{name}: dead columns {}", columns(&module.dead_columns)));
             }
+            if !module.near_dead_columns.is_empty() {
+                remarks.push(format!("{name}: near-dead columns {}", columns(&module.near_dead_columns)));
+            }
             let Some(used) = &module.factorization else { continue };
             if used.damping > used.damping_asked {
                 remarks.push(format!("{name}: damping raised from {} to {}", used.damping_asked, used.damping));
@@ -160,7 +164,9 @@ impl Outcome {
         table.row(["modules".to_owned(), totals.modules.to_string()]);
         table.row(["mean error, nearest".to_owned(), scientific(totals.error_round_to_nearest)]);
         table.row(["mean error, written".to_owned(), scientific(totals.error)]);
-        table.row(["bits per quantized weight".to_owned(), format!("{:.3}", totals.bits_per_weight)]);
+        if let Some(bits) = totals.bits_per_weight {
+            table.row(["bits per quantized weight".to_owned(), format!("{bits:.3}")]);
+        }
         table.row(["bits per weight, all tensors".to_owned(), format!("{:.3}", totals.bits_per_weight_all)]);
         table.row(["size".to_owned(), machine::bytes(totals.bytes)]);
         table.row(["seconds".to_owned(), format!("{:.1}", totals.seconds)]);
@@ -175,14 +181,15 @@ impl Outcome {
         }
         table
     }
+}
 
-    fn runtime_table(&self) -> Table {
-        let mut table = Table::new(["runtime", "verdict", "why"]);
-        for verdict in &self.runtimes {
-            table.row([verdict.runtime.to_string(), verdict.outcome.to_string(), verdict.why.clone()]);
-        }
-        table
+/// What each runtime does with a checkpoint.
+fn runtime_table(runtimes: &[Verdict]) -> Table {
+    let mut table = Table::new(["runtime", "verdict", "why"]);
+    for verdict in runtimes {
+        table.row([verdict.runtime.to_string(), verdict.outcome.to_string(), verdict.reason.clone()]);
     }
+    table
 }
 
 /// A module's name without the part that all share.
@@ -200,6 +207,56 @@ fn columns(columns: &[usize]) -> String {
 }
 
 /// A checkpoint as people read it.
-pub fn inspection(inspected: &crate::stub::Inspection) -> String {
-    format!("{inspected:?}")
+pub fn inspection(inspected: &Inspection) -> String {
+    let mut text = format!("{} ({})\n", inspected.path.display(), inspected.format);
+    if let Some(settings) = &inspected.settings {
+        let _ = writeln!(text, "settings: {settings}");
+    }
+    let _ = writeln!(text, "\n{}", tensor_table(inspected));
+    if !inspected.modules.is_empty() {
+        let _ = writeln!(text, "\n{}", group_table(inspected));
+    }
+    let _ = writeln!(text, "\n{}", size_table(inspected));
+    if !inspected.runtimes.is_empty() {
+        let _ = writeln!(text, "\n{}", runtime_table(&inspected.runtimes));
+    }
+    for problem in &inspected.problems {
+        let _ = writeln!(text, "problem: {problem}");
+    }
+    text.trim_end().to_owned()
+}
+
+fn tensor_table(inspected: &Inspection) -> Table {
+    let mut table = Table::new(["tensor", "type", "shape", "size"]);
+    for tensor in &inspected.tensors {
+        let shape: Vec<String> = tensor.shape.iter().map(ToString::to_string).collect();
+        let size = machine::bytes(tensor.bytes);
+        table.row([tensor.name.clone(), tensor.stored_type.clone(), shape.join(" x "), size]);
+    }
+    table
+}
+
+fn group_table(inspected: &Inspection) -> Table {
+    let mut table = Table::new(["quantized linears", "modules", "weights", "size", "bits per weight"]);
+    for group in &inspected.modules {
+        table.row([
+            group.settings.clone(),
+            group.modules.to_string(),
+            group.parameters.to_string(),
+            machine::bytes(group.bytes),
+            format!("{:.3}", 8.0 * group.bytes as f64 / group.parameters.max(1) as f64),
+        ]);
+    }
+    table
+}
+
+fn size_table(inspected: &Inspection) -> Table {
+    let mut table = Table::new(["whole", ""]);
+    table.row(["parameters".to_owned(), inspected.parameters.to_string()]);
+    table.row(["size".to_owned(), machine::bytes(inspected.bytes)]);
+    table.row(["bits per weight, all tensors".to_owned(), format!("{:.3}", inspected.bits_per_weight)]);
+    if let Some(bits) = inspected.bits_per_quantized_weight {
+        table.row(["bits per quantized weight".to_owned(), format!("{bits:.3}")]);
+    }
+    table
 }

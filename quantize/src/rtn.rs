@@ -38,17 +38,7 @@ pub fn round(linear: &Linear, spec: &QuantSpec) -> Result<(QuantizedMatrix, Laye
     let started = Instant::now();
     check_finite(linear)?;
     let matrix = block_solve::round_to_nearest(&linear.weight, linear.inputs, spec);
-    let report = LayerReport {
-        module: linear.name.clone(),
-        outputs: linear.outputs,
-        inputs: linear.inputs,
-        spec: *spec,
-        tokens: 0,
-        error_round_to_nearest: None,
-        error: None,
-        factorization: None,
-        dead_columns: Vec::new(),
-        seconds: started.elapsed().as_secs_f64(),
-    };
+    let seconds = started.elapsed().as_secs_f64();
+    let report = LayerReport { seconds, ..LayerReport::unmeasured(linear, spec) };
     Ok((matrix, report))
 }

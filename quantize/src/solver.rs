@@ -37,7 +37,12 @@ pub struct LayerReport {
     pub factorization: Option<Factorization>,
     /// Columns whose input was always zero.
     pub dead_columns: Vec<usize>,
-    /// Seconds of solving and measuring.
+    /// Columns whose input was almost always zero.
+    pub near_dead_columns: Vec<usize>,
+    /// How many directions the input really uses, `trace(G)² / ‖G‖²`, where there was calibration.
+    pub effective_rank: Option<f64>,
+    /// Seconds of solving and measuring; not part of what is written.
+    #[serde(default)]
     pub seconds: f64,
 }
 
@@ -52,6 +57,26 @@ pub struct Factorization {
     pub precision: String,
     /// Columns whose pivot float32 can't tell from zero.
     pub degenerate_columns: Vec<usize>,
+}
+
+impl LayerReport {
+    /// Of `linear` under `spec`, with nothing measured yet.
+    pub fn unmeasured(linear: &Linear, spec: &QuantSpec) -> Self {
+        Self {
+            module: linear.name.clone(),
+            outputs: linear.outputs,
+            inputs: linear.inputs,
+            spec: *spec,
+            tokens: 0,
+            error_round_to_nearest: None,
+            error: None,
+            factorization: None,
+            dead_columns: Vec::new(),
+            near_dead_columns: Vec::new(),
+            effective_rank: None,
+            seconds: 0.0,
+        }
+    }
 }
 
 impl Factorization {

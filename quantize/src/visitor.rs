@@ -7,7 +7,7 @@ use crate::{
     plan::{Method, ValidPlan},
     rtn::RoundToNearest,
 };
-use calibration::{CalibrationError, LayerStatistics, Visitor};
+use calibration::{CalibrationError, LayerStatistics, Visitor, adequacy::check_statistics};
 use console::Progress;
 use model::{Block, Linear, Stage};
 
@@ -31,10 +31,13 @@ impl<'a> Quantizer<'a> {
     }
 
     fn solve_stage(&mut self, linears: &mut [Linear], statistics: &LayerStatistics) -> Result<(), QuantizeError> {
+        let adequacy = check_statistics(&linears[0].name, statistics)?;
         let mut hessian = Hessian::new(statistics, &linears[0].name)?;
         for linear in linears {
             let Some(spec) = self.plan.spec_of(&linear.name) else { continue };
-            let (matrix, report) = self.solver.solve(linear, spec, &mut hessian)?;
+            let (matrix, mut report) = self.solver.solve(linear, spec, &mut hessian)?;
+            report.near_dead_columns.clone_from(&adequacy.near_dead_columns);
+            report.effective_rank = Some(adequacy.effective_rank);
             linear.weight = matrix.dequantize();
             self.progress.step(&linear.name);
             self.block.push((matrix, report));

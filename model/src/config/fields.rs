@@ -38,13 +38,14 @@ const ARITHMETIC: [&str; 25] = [
 ];
 
 /// Names that match [`ARITHMETIC`] and yet change nothing at inference.
-const HARMLESS: [&str; 7] = [
+const HARMLESS: [&str; 8] = [
     "_attn_implementation",
     "_attn_implementation_autoset",
     "_attn_implementation_internal",
     "attention_dropout",
     "attn_implementation",
     "attn_pdrop",
+    "full_attn_mod", // in Phi-4-mini's file; no model class reads it
     "output_attentions",
 ];
 

@@ -170,6 +170,9 @@ fn long(rope: &mut Rope, settings: &Fields<'_>, original: Option<usize>, shape: 
         Some(original) => (original, shape.max_positions as f64 / original as f64),
         None => (shape.max_positions, given.unwrap_or(1.0)),
     };
+    if original < 2 {
+        return Err(settings.malformed("original_max_position_embeddings", &format!("is {original}, not above 1")));
+    }
     if given.is_some_and(|given| (given / ratio - 1.0).abs() > 0.01) {
         let what = format!("contradicts `max_position_embeddings` / `original_max_position_embeddings` = {ratio}");
         return Err(settings.malformed("factor", &what));

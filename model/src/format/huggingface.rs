@@ -90,11 +90,8 @@ impl SafetensorsFolder {
             let what = format!("not a whole safetensors file of {} bytes: {error}", map.len());
             ModelError::malformed(&path, what)
         };
-        let (header, _) = SafeTensors::read_metadata(&map).map_err(wrong)?;
-        let data = header + size_of::<u64>();
         for (name, view) in SafeTensors::deserialize(&map).map_err(wrong)?.tensors() {
             let begin = view.data().as_ptr() as usize - map.as_ptr() as usize;
-            debug_assert!(begin >= data, "views point into the data");
             let place = Place {
                 file: self.files.len(),
                 dtype: view.dtype(),
@@ -220,4 +217,139 @@ pub(crate) fn shard_names(index: &Path) -> Result<BTreeMap<String, String>, Mode
         }
     }
     Ok(parsed.weight_map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn write(folder: &Path, name: &str, header: &serde_json::Value, data: &[u8]) {
+        let header = header.to_string();
+        let length = (header.len() as u64).to_le_bytes();
+        fs::write(folder.join(name), [&length, header.as_bytes(), data].concat()).unwrap();
+    }
+
+    fn refusal(folder: &Path) -> String {
+        let error = SafetensorsFolder::open(folder).err().expect("is refused").to_string();
+        error.replace(&folder.display().to_string(), "FOLDER")
+    }
+
+    #[test]
+    fn every_float_type_is_read_whole_and_by_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let values = [1.0f32, -2.5, 0.0, 3.25, f32::INFINITY, -0.5];
+        let mut data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        data.extend(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()));
+        data.extend(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()));
+        let header = json!({"a": {"dtype": "F32", "shape": [3, 2], "data_offsets": [0, 24]},
+            "b": {"dtype": "F16", "shape": [3, 2], "data_offsets": [24, 36]},
+            "c": {"dtype": "BF16", "shape": [3, 2], "data_offsets": [36, 48]}});
+        write(folder.path(), SINGLE, &header, &data);
+        let opened = SafetensorsFolder::open(folder.path()).unwrap();
+        assert_eq!(opened.names(), ["a", "b", "c"]);
+        for (name, stored) in [("a", StoredType::F32), ("b", StoredType::F16), ("c", StoredType::BF16)] {
+            assert_eq!(opened.stored_type(name).unwrap(), stored);
+            assert_eq!(opened.shape(name).unwrap(), [3, 2]);
+            assert_eq!(opened.read(name).unwrap(), values);
+            assert_eq!(
+                opened.read_rows(name, &[2, 0, 2]).unwrap(),
+                [f32::INFINITY, -0.5, 1.0, -2.5, f32::INFINITY, -0.5]
+            );
+            assert_eq!(
+                opened.read_rows(name, &[3]).unwrap_err().to_string(),
+                format!("tensor `{name}`: has 3 rows, row 3 is asked for")
+            );
+        }
+        assert_eq!(opened.raw("b").unwrap().2, &data[24..36]);
+        assert_eq!(opened.read("d").unwrap_err().to_string(), "tensor `d`: is missing in the safetensors files");
+    }
+
+    #[test]
+    fn packed_integers_are_no_floats() {
+        let folder = tempfile::tempdir().unwrap();
+        let header = json!({"a": {"dtype": "I32", "shape": [1], "data_offsets": [0, 4]}});
+        write(folder.path(), SINGLE, &header, &[0; 4]);
+        let opened = SafetensorsFolder::open(folder.path()).unwrap();
+        assert_eq!(opened.stored_type("a").unwrap(), StoredType::Quantized);
+        assert!(opened.read("a").unwrap_err().to_string().ends_with("reading tensor `a` of type I32 is not supported"));
+    }
+
+    #[test]
+    fn a_folder_without_tensors_says_what_is_needed() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(
+            refusal(folder.path()),
+            "FOLDER: has neither `model.safetensors` nor `model.safetensors.index.json`; convert the weights to \
+             safetensors first"
+        );
+    }
+
+    #[test]
+    fn shards_are_read_through_the_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let header = |name: &str| json!({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}});
+        write(folder.path(), "one.safetensors", &header("a"), &1.0f32.to_le_bytes());
+        write(folder.path(), "two.safetensors", &header("b"), &2.0f32.to_le_bytes());
+        let index = |map: serde_json::Value| {
+            fs::write(folder.path().join(INDEX), json!({"metadata": {}, "weight_map": map}).to_string()).unwrap();
+        };
+        index(json!({"a": "one.safetensors", "b": "two.safetensors"}));
+        let opened = SafetensorsFolder::open(folder.path()).unwrap();
+        assert_eq!((opened.read("a").unwrap(), opened.read("b").unwrap()), (vec![1.0], vec![2.0]));
+        assert_eq!(opened.files().count(), 3);
+        index(json!({"a": "one.safetensors", "c": "two.safetensors"}));
+        assert_eq!(
+            refusal(folder.path()),
+            "FOLDER/model.safetensors.index.json: places tensor `c` in `two.safetensors`, which lacks it"
+        );
+        write(folder.path(), "two.safetensors", &header("a"), &2.0f32.to_le_bytes());
+        index(json!({"a": "one.safetensors", "b": "two.safetensors"}));
+        assert_eq!(refusal(folder.path()), "FOLDER/two.safetensors: tensor `a` is in `FOLDER/one.safetensors` as well");
+    }
+
+    #[test]
+    fn an_index_cannot_leave_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", "./a", "a/", "..\\x"] {
+            let index = json!({"weight_map": {"a": name}}).to_string();
+            fs::write(folder.path().join(INDEX), index).unwrap();
+            assert_eq!(
+                refusal(folder.path()),
+                format!(
+                    "FOLDER/model.safetensors.index.json: places tensor `a` in `{name}`, which is not a plain file name"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn truncated_and_corrupt_files_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(SINGLE);
+        let header = json!({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}});
+        write(folder.path(), SINGLE, &header, &[0; 8]);
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(refusal(folder.path()).contains(&format!("not a whole safetensors file of {length} bytes")));
+        }
+        let huge = json!({"a": {"dtype": "F32", "shape": [u64::MAX, 4], "data_offsets": [0, 8]}});
+        write(folder.path(), SINGLE, &huge, &[0; 8]);
+        assert!(refusal(folder.path()).contains("overflow"));
+        let wrong = json!({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}});
+        write(folder.path(), SINGLE, &wrong, &[0; 8]);
+        assert!(refusal(folder.path()).contains("invalid shape, data type, or offset"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(SINGLE), &bytes).unwrap();
+            prop_assert!(SafetensorsFolder::open(folder.path()).is_err());
+        }
+    }
 }

@@ -132,9 +132,12 @@ pub(crate) fn matrix(seed: u64, module: &QuantizedModule) -> QuantizedMatrix {
         let unit = f64::from(noise(seed * 8 + stream, index as u64)) / 2.0 + 0.5;
         (least + (unit * f64::from(most - least + 1)) as u32).min(most) as u8
     };
-    let zero = |index| match spec.symmetric {
-        true => 1 << (spec.bits - 1),
-        false => integer(2, index, u32::from(spec.smallest_zero), spec.max_code()),
+    let zero = |index| {
+        if spec.symmetric {
+            1 << (spec.bits - 1)
+        } else {
+            integer(2, index, u32::from(spec.smallest_zero), spec.max_code())
+        }
     };
     let group = |column| if spec.act_order == ActOrder::Desc { column % groups } else { column / columns };
     QuantizedMatrix {

@@ -143,7 +143,6 @@ fn common(file: &GgufFile, settings: &Settings<'_>) -> Result<Map<String, Value>
         "max_position_embeddings": settings.required("context_length")?,
         "rms_norm_eps": epsilon,
         "rope_theta": settings.number("rope.freq_base")?.unwrap_or(theta),
-        "hidden_act": "silu",
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "tie_word_embeddings": !file.has("lm_head.weight"),
@@ -167,14 +166,14 @@ fn llama(file: &GgufFile, settings: &Settings<'_>) -> Result<Map<String, Value>,
     Ok(object(match window {
         Some(_) if biased => return Err(settings.metadata.unsupported("a sliding window together with biases")),
         Some(window) => json!({
-            "architectures": ["MistralForCausalLM"], "model_type": "mistral",
+            "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu",
             "sliding_window": window, "rope_scaling": scaling,
         }),
         None if query != output => {
             return Err(settings.metadata.unsupported("a Llama whose q and o projections are not both biased"));
         }
         None => json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
             "attention_bias": query, "mlp_bias": mlp, "rope_scaling": scaling, "pretraining_tp": 1,
         }),
     }))
@@ -188,6 +187,7 @@ fn qwen(file: &GgufFile, settings: &Settings<'_>) -> Result<Map<String, Value>, 
     let mut config = object(json!({
         "architectures": [if third { "Qwen3ForCausalLM" } else { "Qwen2ForCausalLM" }],
         "model_type": file.architecture.name(),
+        "hidden_act": "silu",
         "use_sliding_window": false,
         "sliding_window": null,
         "max_window_layers": settings.required("block_count")?,
@@ -218,7 +218,6 @@ fn gemma3(settings: &Settings<'_>) -> Result<Map<String, Value>, ModelError> {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
         "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_act": "gelu_pytorch_tanh",
         "attention_bias": false,
         "query_pre_attn_scalar": query_scalar,
         "sliding_window": settings.required("attention.sliding_window")?,
@@ -246,6 +245,7 @@ fn phi3(file: &GgufFile, settings: &Settings<'_>) -> Result<Map<String, Value>, 
     Ok(object(json!({
         "architectures": ["Phi3ForCausalLM"],
         "model_type": "phi3",
+        "hidden_act": "silu",
         "attention_bias": false,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,

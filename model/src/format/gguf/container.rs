@@ -262,7 +262,7 @@ impl<'a> Reader<'a> {
         let count = usize::try_from(self.u64(key)?).unwrap_or(usize::MAX);
         let start = self.at;
         if let Some(size) = fixed_size(kind) {
-            let length = count.checked_mul(size).unwrap_or(usize::MAX);
+            let length = count.saturating_mul(size);
             self.take(length, key)?;
         } else if kind == 8 {
             // A string takes 8 bytes at least, so a wild count ends at the end of the file.

@@ -7,7 +7,7 @@ mod config;
 mod container;
 mod metadata;
 mod names;
-mod pre_tokenizer;
+pub(crate) mod pre_tokenizer;
 mod rope;
 mod tokenizer;
 
@@ -91,7 +91,9 @@ impl Tensor {
         let start = self.info.bytes.start + stored * length;
         dequantize(self.info.kind, &file[start..start + length], out);
         if self.change == Change::MinusOne {
-            out.iter_mut().for_each(|x| *x -= 1.0);
+            for x in out {
+                *x -= 1.0;
+            }
         }
     }
 }
@@ -132,7 +134,7 @@ impl GgufFile {
             let change = names::change(architecture, head_width, &key);
             let tensor = Tensor { info, change };
             if let Change::Unpermute { head_width } = change
-                && (head_width % 2 != 0 || tensor.rows_and_columns().0 % head_width != 0)
+                && (head_width % 2 != 0 || !tensor.rows_and_columns().0.is_multiple_of(head_width))
             {
                 return Err(ModelError::malformed(
                     path,

@@ -35,25 +35,47 @@ const DEFAULT: [&str; 4] = [
     r"[0-9][0-9][0-9]",
 ];
 
-/// A name's meaning.
-pub(super) struct Rules {
-    /// Applied to the text first.
-    pub(super) normalizer: Option<NormalizerWrapper>,
-    /// Cuts the text and writes bytes as characters.
-    pub(super) pre_tokenizer: PreTokenizerWrapper,
-    /// Whether a word that is a token stays whole, whatever the merges say.
-    pub(super) ignore_merges: bool,
-    /// Whether a beginning-of-text token is added where the file doesn't say.
-    pub(super) adds_bos: bool,
+/// Every regular expression that is used here.
+pub(crate) fn expressions() -> impl Iterator<Item = &'static str> {
+    [LLAMA3, QWEN2, TEKKEN, GPT4O].into_iter().chain(DEEPSEEK_CODER).chain(DEFAULT)
 }
 
+/// A name's meaning.
+pub(crate) struct Rules {
+    /// Applied to the text first.
+    pub(crate) normalizer: Option<NormalizerWrapper>,
+    /// Cuts the text and writes bytes as characters.
+    pub(crate) pre_tokenizer: PreTokenizerWrapper,
+    /// Whether a word that is a token stays whole, whatever the merges say.
+    pub(crate) ignore_merges: bool,
+    /// Whether a beginning-of-text token is added where the file doesn't say.
+    pub(crate) adds_bos: bool,
+}
+
+/// All names that are known, for tests that must hold for each.
+#[cfg(test)]
+pub(crate) const NAMES: [&str; 12] = [
+    "gpt-2",
+    "smollm",
+    "starcoder",
+    "refact",
+    "codeshell",
+    "llama-bpe",
+    "smaug-bpe",
+    "qwen2",
+    "tekken",
+    "gpt-4o",
+    "deepseek-coder",
+    "default",
+];
+
 /// The rules of `name`; `None` if it isn't known.
-pub(super) fn rules(name: &str, prefix_space: bool) -> tokenizers::Result<Option<Rules>> {
+pub(crate) fn rules(name: &str, prefix_space: bool) -> tokenizers::Result<Option<Rules>> {
     // ByteLevel with its own regular expression is GPT-2.
     let gpt2 = ByteLevel::new(prefix_space, true, true);
     let bytes = ByteLevel::new(prefix_space, true, false);
     let (steps, ignore_merges, adds_bos): (Vec<PreTokenizerWrapper>, bool, bool) = match name {
-        "gpt-2" | "mpt" | "olmo" | "phi-2" => (vec![gpt2.into()], false, false),
+        "gpt-2" => (vec![gpt2.into()], false, false),
         "smollm" | "starcoder" | "refact" | "codeshell" => (vec![Digits::new(true).into(), gpt2.into()], false, false),
         "llama-bpe" | "llama3" | "llama-v3" => (cuts(&[LLAMA3], bytes)?, true, true),
         "smaug-bpe" | "dbrx" => (cuts(&[LLAMA3], bytes)?, false, false),

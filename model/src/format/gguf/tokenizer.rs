@@ -19,6 +19,9 @@ use tokenizers::{
 /// SentencePiece's visible space.
 const SPACE: &str = "▁";
 
+/// The work on a token grows with the square of its length; real ones are far shorter than this.
+const LONGEST_TOKEN: usize = 1024;
+
 /// The values of `tokenizer.ggml.token_type`.
 mod kind {
     pub(super) const NORMAL: u32 = 1;
@@ -174,6 +177,13 @@ fn sentence_piece(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Resul
     let key = "tokenizer.ggml.scores";
     let scores = metadata.numbers(key)?.ok_or_else(|| metadata.missing(key))?;
     same_length(metadata, key, scores.len(), vocabulary.tokens.len())?;
+    if scores.iter().any(|score| score.is_nan()) {
+        return Err(ModelError::malformed(metadata.path, format!("`{key}` has a score that is not a number")));
+    }
+    if let Some(id) = vocabulary.tokens.iter().position(|token| token.len() > LONGEST_TOKEN) {
+        let what = format!("token {id} is {} bytes long, more than {LONGEST_TOKEN}", vocabulary.tokens[id].len());
+        return Err(ModelError::malformed(metadata.path, what));
+    }
     let fallback = (0..=255_u8).all(|byte| vocabulary.ids.contains_key(format!("<0x{byte:02X}>").as_str()));
     let mut model = BPE::builder()
         .vocab_and_merges(vocabulary.owned(), merges_by_score(vocabulary, &scores))
@@ -196,7 +206,8 @@ fn merges_by_score(vocabulary: &Vocabulary<'_>, scores: &[f32]) -> Vec<(String, 
         let id = vocabulary.ids.get(text)?;
         matches!(vocabulary.kinds[*id as usize], kind::NORMAL | kind::USER_DEFINED).then_some(*id)
     };
-    let mut merges: Vec<(f32, &str, &str)> = Vec::new();
+    let length = |text: &str| text.chars().count();
+    let mut merges: Vec<(f32, [usize; 2], &str, &str)> = Vec::new();
     for (token, score) in vocabulary.tokens.iter().zip(scores) {
         if part(token).is_none() {
             continue;
@@ -208,14 +219,11 @@ fn merges_by_score(vocabulary: &Vocabulary<'_>, scores: &[f32]) -> Vec<(String, 
             .filter_map(|(left, right)| Some((part(left)?, part(right)?, left, right)))
             .collect();
         splits.sort_unstable_by_key(|(left, right, _, _)| (*left, *right));
-        merges.extend(splits.into_iter().map(|(_, _, left, right)| (*score, left, right)));
+        let ranked = splits.into_iter().map(|(_, _, left, right)| (*score, [length(left), length(right)], left, right));
+        merges.extend(ranked);
     }
-    let length = |text: &str| text.chars().count();
-    merges.sort_by(|a, b| {
-        let scores = b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal);
-        scores.then_with(|| (length(b.1), length(b.2)).cmp(&(length(a.1), length(a.2))))
-    });
-    merges.into_iter().map(|(_, left, right)| (left.to_owned(), right.to_owned())).collect()
+    merges.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then_with(|| b.1.cmp(&a.1)));
+    merges.into_iter().map(|(_, _, left, right)| (left.to_owned(), right.to_owned())).collect()
 }
 
 fn spaces_made_visible(prefix: bool) -> Result<NormalizerWrapper, ModelError> {

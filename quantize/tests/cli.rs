@@ -1,0 +1,299 @@
+//! The binary from outside, on a toy model with random weights made here.
+
+#![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
+
+mod toy;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    thread,
+    time::{Duration, Instant},
+};
+use toy::Toy;
+
+/// A folder with a toy model, a calibration text and room for outputs.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(toy: &Toy) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        toy.write(&folder.path().join("model"));
+        fs::write(folder.path().join("text.txt"), toy.text(40_000)).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `quantize model ARGUMENTS --out OUT` in the bench's folder.
+    fn command(&self, arguments: &str, out: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
+        command.current_dir(self.folder.path()).arg("model").args(arguments.split_whitespace()).args(["--out", out]);
+        command
+    }
+
+    fn run(&self, arguments: &str, out: &str) -> Output {
+        self.command(arguments, out).output().unwrap()
+    }
+
+    fn succeed(&self, arguments: &str, out: &str) -> Output {
+        let output = self.run(arguments, out);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        output
+    }
+
+    /// The error of a run that has to fail: one line, exit code 1.
+    fn fail(&self, arguments: &str, out: &str) -> String {
+        let output = self.run(arguments, out);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+        let stderr = text(&output.stderr);
+        stderr
+            .lines()
+            .find(|line| line.starts_with("error: "))
+            .unwrap_or_else(|| panic!("no error in {stderr}"))
+            .to_owned()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Every file below `folder` with its bytes.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.strip_prefix(folder).unwrap().to_owned();
+        if path.is_dir() {
+            files.extend(contents(&path).into_iter().map(|(inside, bytes)| (name.join(inside), bytes)));
+        } else {
+            files.insert(name, fs::read(&path).unwrap());
+        }
+    }
+    files
+}
+
+fn assert_same(a: &Path, b: &Path) {
+    let (a, b) = (contents(a), contents(b));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    for (name, bytes) in &a {
+        assert!(*bytes == b[name], "{} differs", name.display());
+    }
+}
+
+const SMALL: &str = "--calibration text.txt --samples 16 --sequence-length 32 --group-size 32";
+
+#[test]
+fn a_run_leaves_a_whole_checkpoint_and_nothing_else() {
+    let bench = Bench::new(&Toy { blocks: 2 });
+    let output = bench.succeed(SMALL, "out");
+    let names: Vec<String> = contents(&bench.path("out")).into_keys().map(|p| p.display().to_string()).collect();
+    for name in
+        ["README.md", "caliper.json", "calibration.json", "config.json", "quantize_config.json", "tokenizer.json"]
+    {
+        assert!(names.contains(&name.to_owned()), "{name} is not among {names:?}");
+    }
+    assert!(!bench.path("out.partial").exists());
+    let table = text(&output.stdout);
+    assert!(table.contains("0.self_attn.q_proj") && table.contains("1.mlp.down_proj"), "{table}");
+    assert!(table.contains("read back equal to the solver's"), "{table}");
+    let settings = text(&output.stderr);
+    assert!(settings.contains("act-order: static") && settings.contains("damping: 0.01"), "{settings}");
+}
+
+#[test]
+fn every_method_order_width_and_zero_point_is_proven() {
+    let bench = Bench::new(&Toy { blocks: 1 });
+    let settings = [
+        "--method rtn",
+        "--bits 2 --asymmetric --act-order none",
+        "--bits 3 --asymmetric --act-order desc --zero-points v2",
+        "--bits 8 --act-order group --scale-search mse",
+        "--bits 4 --asymmetric --act-order static --inputs original",
+        "--bits 4 --sequence block",
+    ];
+    for setting in settings {
+        let output = bench.succeed(&format!("{setting} {SMALL} --overwrite --json"), "out");
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(json["proof"]["modules"], 7, "{setting}");
+        assert_eq!(json["modules"].as_array().unwrap().len(), 7);
+    }
+}
+
+#[test]
+fn rounding_needs_no_calibration() {
+    let bench = Bench::new(&Toy { blocks: 2 });
+    let with_text = bench.succeed(&format!("--method rtn {SMALL} --json"), "with");
+    let without = bench.succeed("--method rtn --group-size 32 --json", "without");
+    let json = |output: &Output| serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
+    assert!(json(&with_text)["modules"][0]["error"].is_f64());
+    assert!(json(&without)["modules"][0]["error"].is_null());
+    let weights = |out: &str| {
+        contents(&bench.path(out))
+            .into_iter()
+            .filter(|(n, _)| n.extension().is_some_and(|e| e == "safetensors"))
+            .collect::<Vec<_>>()
+    };
+    assert!(weights("with") == weights("without"), "the same integers either way");
+}
+
+#[test]
+fn one_thread_and_two_give_the_same_bytes() {
+    let bench = Bench::new(&Toy { blocks: 3 });
+    bench.succeed(&format!("{SMALL} --threads 1"), "one");
+    bench.succeed(&format!("{SMALL} --threads 2"), "two");
+    assert_same(&bench.path("one"), &bench.path("two"));
+}
+
+#[test]
+fn activations_in_a_file_give_the_same_bytes_as_in_memory() {
+    let bench = Bench::new(&Toy { blocks: 2 });
+    bench.succeed(SMALL, "roomy");
+    // Less than the program itself needs is refused with both numbers; little more leaves no room for activations.
+    let error = bench.fail(&format!("{SMALL} --memory 1MiB"), "cramped");
+    assert!(error.contains("of memory, but there are 1.00 MiB"), "{error}");
+    let plan = text(&bench.succeed(&format!("{SMALL} --dry-run --json"), "cramped").stdout);
+    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+    let output = bench.succeed(&format!("{SMALL} --memory {}", plan["memory"]), "cramped");
+    assert!(text(&output.stderr).contains("of activations in a temporary file"), "{}", text(&output.stderr));
+    assert_same(&bench.path("roomy"), &bench.path("cramped"));
+}
+
+const LONG: &str = "--calibration text.txt --samples 96 --sequence-length 128 --group-size 32 --threads 1";
+
+/// Starts the run, kills it once `blocks` blocks are finished.
+fn kill_after(bench: &Bench, blocks: usize, out: &str) {
+    let mut child = bench.command(LONG, out).spawn().unwrap();
+    let waited_for = bench.path(&format!("{out}.partial/block-{:05}.solved", blocks - 1));
+    let started = Instant::now();
+    while !waited_for.exists() {
+        assert!(started.elapsed() < Duration::from_mins(5), "no block was finished");
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before it could be killed");
+        thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_killed_run_goes_on_after_its_last_block_and_ends_in_the_same_bytes() {
+    let bench = Bench::new(&Toy { blocks: 12 });
+    bench.succeed(LONG, "whole");
+    kill_after(&bench, 2, "killed");
+    assert!(!bench.path("killed").exists(), "a killed run leaves no output");
+    kill_after(&bench, 5, "killed");
+    let output = bench.succeed(&format!("{LONG} --json"), "killed");
+    assert!(text(&output.stderr).contains("going on with killed.partial"), "{}", text(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(json["totals"]["blocks_resumed"].as_u64().unwrap() >= 5, "{}", json["totals"]);
+    assert_same(&bench.path("whole"), &bench.path("killed"));
+    assert!(!bench.path("killed.partial").exists());
+}
+
+#[test]
+fn another_command_over_an_unfinished_run_is_refused_with_the_difference() {
+    let bench = Bench::new(&Toy { blocks: 12 });
+    kill_after(&bench, 1, "out");
+    let error = bench.fail(&LONG.replace("--group-size 32", "--group-size 16 --bits 3"), "out");
+    assert!(error.contains("settings.bits: 4 → 3") && error.contains("settings.group_size: 32 → 16"), "{error}");
+    assert!(bench.path("out.partial/block-00000.solved").exists(), "nothing was thrown away");
+    bench.succeed(&format!("{} --bits 3 --overwrite", LONG.replace("--samples 96", "--samples 4")), "out");
+    assert!(!bench.path("out.partial").exists());
+}
+
+#[test]
+fn a_process_that_died_between_publishing_and_clearing_up_is_finished() {
+    let bench = Bench::new(&Toy { blocks: 12 });
+    kill_after(&bench, 1, "other");
+    bench.succeed(LONG, "out");
+    let before = contents(&bench.path("out"));
+    // The work folder of the same command, as it is left if the process dies after the rename.
+    fs::rename(bench.path("other.partial"), bench.path("out.partial")).unwrap();
+    bench.succeed(LONG, "out");
+    assert!(!bench.path("out.partial").exists());
+    assert!(before == contents(&bench.path("out")));
+}
+
+#[test]
+fn an_output_that_exists_is_refused_and_replaced_on_demand() {
+    let bench = Bench::new(&Toy { blocks: 1 });
+    fs::create_dir(bench.path("out")).unwrap();
+    fs::write(bench.path("out/mine.txt"), "precious").unwrap();
+    let error = bench.fail(SMALL, "out");
+    assert_eq!(error, "error: out exists already; choose another --out, or replace it with --overwrite");
+    assert!(bench.path("out/mine.txt").exists());
+    bench.succeed(&format!("{SMALL} --overwrite"), "out");
+    assert!(!bench.path("out/mine.txt").exists() && bench.path("out/config.json").exists());
+}
+
+#[test]
+fn what_can_t_be_done_is_said_in_a_sentence() {
+    let bench = Bench::new(&Toy { blocks: 1 });
+    for (arguments, wanted) in [
+        ("--bits 4", "--method gptq needs text to calibrate on"),
+        ("--calibration nowhere.txt", "nowhere.txt"),
+        ("--calibration text.txt --samples 4000 --sequence-length 64", "not enough calibration text"),
+        ("--method rtn --bits 5", "5 bits are not supported: choose 2, 3, 4 or 8"),
+        ("--method rtn --group-size 4", "a group of 4 columns is too small"),
+        ("--method rtn --group-size 0", "a group size of 0 is none"),
+        ("--method rtn --damping -1", "unexpected argument"),
+        ("--method rtn --skip *.nothing", "`*.nothing` matches no linear"),
+        ("--method rtn --skip *", "every linear is skipped"),
+        ("--method rtn --override *.q_proj:bits=5", "model.layers.0.self_attn.q_proj: 5 bits are not supported"),
+    ] {
+        let output = bench.run(arguments, "out");
+        let stderr = text(&output.stderr);
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments}: {stderr}");
+        assert!(stderr.contains(wanted), "{arguments}: {stderr}");
+        assert!(!bench.path("out").exists() && !bench.path("out.partial").exists(), "{arguments} left something");
+    }
+    let missing = Command::new(env!("CARGO_BIN_EXE_quantize")).args(["./no-model", "--out", "o"]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("./no-model"), "{}", text(&missing.stderr));
+}
+
+#[test]
+fn overrides_and_skips_reach_the_file() {
+    let bench = Bench::new(&Toy { blocks: 2 });
+    let arguments = format!("{SMALL} --override *.down_proj:bits=8,group-size=-1 --skip *.0.*.o_proj --json");
+    let output = bench.succeed(&arguments, "out");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let modules = json["modules"].as_array().unwrap();
+    assert_eq!(modules.len(), 13);
+    assert!(modules.iter().all(|m| m["module"] != "model.layers.0.self_attn.o_proj"));
+    let down = modules.iter().find(|m| m["module"] == "model.layers.1.mlp.down_proj").unwrap();
+    assert_eq!((&down["spec"]["bits"], &down["spec"]["group_size"]), (&8.into(), &serde_json::Value::Null));
+    let inspected =
+        Command::new(env!("CARGO_BIN_EXE_quantize")).arg("inspect").arg(bench.path("out")).output().unwrap();
+    assert!(inspected.status.success(), "{}", text(&inspected.stderr));
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let bench = Bench::new(&Toy { blocks: 1 });
+    let output = bench.succeed(&format!("{SMALL} --dry-run"), "out");
+    let plan = text(&output.stdout);
+    assert!(plan.contains("needs memory") && plan.contains("needs disk") && plan.contains("needs time"), "{plan}");
+    assert!(!bench.path("out").exists() && !bench.path("out.partial").exists());
+}
+
+#[test]
+fn groups_that_do_not_divide_are_warned_of() {
+    let bench = Bench::new(&Toy { blocks: 1 });
+    let output = bench.succeed("--method rtn --group-size 40", "out");
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("warning: vLLM refuses such a checkpoint: `model.layers.0.self_attn.q_proj`: group size 40 does not divide 64 inputs; [16, 32, 64] would"), "{stderr}");
+}
+
+#[test]
+fn the_help_is_as_documented() {
+    let help = Command::new(env!("CARGO_BIN_EXE_quantize")).arg("--help").output().unwrap();
+    insta::assert_snapshot!(text(&help.stdout));
+}
