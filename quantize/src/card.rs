@@ -62,7 +62,7 @@ pub fn meta(options: &Options, manifest: Option<&Manifest>) -> Value {
         "method": options.method,
         "act_order": options.act_order,
         "scale_search": options.scale_search,
-        "damp_percent": options.damping,
+        "damp_percent": (options.method == Method::Gptq).then_some(options.damping),
         "inputs": options.inputs,
         "sequence": options.sequence,
         "calibration_tokens_sha256": manifest.map(|manifest| manifest.tokens_sha256.clone()),
@@ -72,8 +72,11 @@ pub fn meta(options: &Options, manifest: Option<&Manifest>) -> Value {
 fn card(provenance: &Provenance<'_>) -> String {
     let options = provenance.options;
     let model = display_name(provenance.model);
+    // A hub knows ids, not the names of files.
+    let base =
+        if model == provenance.model && model.contains('/') { format!("base_model: {model}\n") } else { String::new() };
     let mut text = format!(
-        "---\nbase_model: {model}\npipeline_tag: text-generation\ntags:\n- gptq\n- {bits}-bit\n- caliper\n---\n\n# {model}, {bits} bits\n\nMade by {TOOL} from `{model}`.\n",
+        "---\n{base}pipeline_tag: text-generation\ntags:\n- gptq\n- {bits}-bit\n- caliper\n---\n\n# {model}, {bits} bits\n\nMade by {TOOL} from `{model}`.\n",
         bits = options.bits,
     );
     text += &settings_section(options);

@@ -206,3 +206,82 @@ fn head(config: &Config) -> Module {
         spec: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use calibration::Packing;
+    use serde_json::json;
+    use std::path::Path;
+
+    fn config() -> Config {
+        let json = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128, "intermediate_size": 256,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 320,
+            "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": true,
+        });
+        Config::from_json(&json, Path::new("config.json")).unwrap()
+    }
+
+    fn options() -> Options {
+        Options {
+            method: Method::Gptq,
+            bits: 4,
+            group_size: 128,
+            symmetric: true,
+            act_order: ActOrder::Static,
+            scale_search: ScaleSearch::MinMax,
+            damping: 0.01,
+            inputs: Inputs::Quantized,
+            sequence: Sequence::Module,
+            zero_points: Version::V1,
+            overrides: Vec::new(),
+            skip: Vec::new(),
+            lm_head: false,
+            shard_bytes: 1 << 32,
+            calibration: vec!["text.txt".to_owned()],
+            windows: WindowOptions { samples: 1, sequence_length: 8, seed: 0, packing: Packing::Concat, field: None },
+        }
+    }
+
+    #[test]
+    fn modules_come_in_the_order_of_computation_and_the_head_last() {
+        let plan = Options { lm_head: true, ..options() }.check(&config()).unwrap();
+        let names: Vec<&str> = plan.modules.iter().map(|m| m.name.as_str()).collect();
+        assert_eq!(names.len(), 15);
+        assert_eq!(names[0], "model.layers.0.self_attn.q_proj");
+        assert_eq!(names[6], "model.layers.0.mlp.down_proj");
+        assert_eq!(names[14], HEAD);
+        assert_eq!((plan.blocks(), plan.modules[14].outputs), (3, 320));
+        assert_eq!(options().check(&config()).unwrap().blocks(), 2);
+    }
+
+    #[test]
+    fn later_overrides_win_and_skips_win_over_them() {
+        let overrides = ["*:bits=8", "*.mlp.*:group-size=64", "*.up_proj:bits=3"].map(str::to_owned).to_vec();
+        let plan = Options { overrides, skip: vec!["*.1.*".to_owned()], ..options() }.check(&config()).unwrap();
+        let settings = |module: &str| plan.spec_of(&format!("model.layers.{module}")).map(|s| (s.bits, s.group_size));
+        assert_eq!(settings("0.self_attn.q_proj"), Some((8, Some(128))));
+        assert_eq!(settings("0.mlp.gate_proj"), Some((8, Some(64))));
+        assert_eq!(settings("0.mlp.up_proj"), Some((3, Some(64))));
+        assert_eq!(settings("1.mlp.up_proj"), None);
+    }
+
+    #[test]
+    fn zero_points_and_order_follow_version_and_method() {
+        let spec = |options: Options| options.spec().unwrap();
+        assert_eq!(spec(options()).smallest_zero, 1);
+        assert_eq!(spec(Options { zero_points: Version::V2, ..options() }).smallest_zero, 0);
+        assert_eq!(spec(Options { method: Method::Rtn, ..options() }).act_order, ActOrder::None);
+        assert_eq!(spec(Options { group_size: -1, ..options() }).group_size, None);
+    }
+
+    #[test]
+    fn what_no_runtime_wants_is_warned_of() {
+        let equal = options().check(&config()).unwrap();
+        assert!(equal.warnings.iter().all(|warning| !warning.contains("refuses")), "{:?}", equal.warnings);
+        let overrides = vec!["*.q_proj:bits=8".to_owned()];
+        let unequal = Options { overrides, ..options() }.check(&config()).unwrap();
+        assert!(unequal.warnings.iter().any(|warning| warning.starts_with("vLLM refuses")), "{:?}", unequal.warnings);
+    }
+}
