@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Under `original` no layer sees a replaced one, so both sequences are the same. A block that [`Visitor::restore`]
-//! finishes is only carried through (1 pass, no capture), and nothing is carried through past the last block.
+//! finishes is only carried through (1 pass, no capture), and nothing is carried through past the last block
+//! unless [`Visitor::wants_head`].
 //!
 //! Windows run side by side on the current thread pool, each on one thread; sums go over batches of windows in their
 //! order. Results are the same bytes for every number of threads, wherever activations live, and whether or not earlier
@@ -21,7 +22,10 @@ use crate::{
     pass::{Scratch, Tap},
     statistics::Accumulator,
 };
-use model::{Block, Checkpoint, Config, Linear, Stage, decoder::Activations};
+use model::{
+    Block, Checkpoint, Config, Linear, Stage,
+    decoder::{Activations, Head},
+};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Instant};
@@ -68,6 +72,17 @@ pub trait Visitor {
 
     /// A block is done, all its weights replaced; what the visitor wants to survive a crash it makes durable here.
     fn block_done(&mut self, block: &Block) -> Result<(), CalibrationError>;
+
+    /// Whether the language-model head wants statistics. Then activations are carried past the last block.
+    fn wants_head(&self) -> bool {
+        false
+    }
+
+    /// Statistics of the head's input, the last block's output through the final norm.
+    fn head(&mut self, head: &Head, statistics: &LayerStatistics) -> Result<(), CalibrationError> {
+        let _ = (head, statistics);
+        Ok(())
+    }
 }
 
 /// Settings of the walk.
@@ -137,6 +152,9 @@ pub fn drive(
     for index in 0..checkpoint.config.layers.len() {
         walk.block(index, visitor)?;
         walk.report.blocks.push(std::mem::take(&mut walk.seconds));
+    }
+    if visitor.wants_head() {
+        walk.head(visitor)?;
     }
     Ok(walk.report)
 }
@@ -211,7 +229,7 @@ impl<'a> Walk<'a> {
     }
 
     fn block(&mut self, index: usize, visitor: &mut dyn Visitor) -> Result<(), CalibrationError> {
-        let last = index + 1 == self.checkpoint.config.layers.len();
+        let last = index + 1 == self.checkpoint.config.layers.len() && !visitor.wants_head();
         let mut block = self.load(index)?;
         if clocked(&mut self.seconds.visit, || visitor.restore(&mut block))? {
             self.report.restored += 1;
@@ -238,6 +256,21 @@ impl<'a> Walk<'a> {
             (Inputs::Quantized, Sequence::Module) => self.in_sequence(&mut block, wanted, last, visitor)?,
         }
         clocked(&mut self.seconds.visit, || visitor.block_done(&block))
+    }
+
+    /// The head's input over all windows.
+    fn head(&mut self, visitor: &mut dyn Visitor) -> Result<(), CalibrationError> {
+        let head = self.checkpoint.head()?;
+        let width = self.checkpoint.config.hidden_size;
+        let mut accumulator = Accumulator::new(width);
+        for rows in self.hidden.batches(width) {
+            accumulator.add(&head.normed(rows));
+        }
+        let statistics = accumulator.finish();
+        if !statistics.is_finite() {
+            return Err(CalibrationError::NotFinite { module: "lm_head".into() });
+        }
+        visitor.head(&head, &statistics)
     }
 
     fn load(&mut self, index: usize) -> Result<Block, CalibrationError> {

@@ -326,7 +326,8 @@ impl Head {
         logits
     }
 
-    fn normed(&self, hidden: &[f32]) -> Vec<f32> {
+    /// `hidden` through the final norm: what the head multiplies.
+    pub fn normed(&self, hidden: &[f32]) -> Vec<f32> {
         let mut normed = vec![0.0; hidden.len()];
         rms_norm(hidden, &self.norm, self.config.norm_offset, self.config.norm_epsilon, &mut normed);
         normed

@@ -1,7 +1,8 @@
 //! What a checkpoint holds, whoever made it: tensors, bits per weight measured on disk, settings, runtime verdicts.
 //!
 //! bits per weight = 8 × bytes of all tensors / parameters, where a packed linear counts `outputs × inputs` parameters.
-//! For the quantized linears alone: codes, scales, zero-points and group index counted, biases not.
+//! For the quantized linears alone: codes, scales, zero-points and group index counted, biases not; in a GGUF file for
+//! every quantized tensor, the embedding among them.
 //!
 //! Packed linears of GPTQ, AWQ and compressed-tensors are recognised by the tensors they consist of and measured from
 //! shapes alone; GGUF types by the tensor table. What follows another layout is listed as it lies.

@@ -154,7 +154,7 @@ fn display_name(reference: &str) -> &str {
 fn command(provenance: &Provenance<'_>) -> String {
     let options = provenance.options;
     let mut words = vec![format!("quantize {}", display_name(provenance.model))];
-    let mut push = |name: &str, value: String| words.push(format!("--{name} {value}"));
+    let mut push = |name: &str, value: String| words.push(format!("--{name} {value}").trim_end().to_owned());
     push("method", name_of(&options.method));
     push("bits", options.bits.to_string());
     push("group-size", options.group_size.to_string());
@@ -168,6 +168,9 @@ fn command(provenance: &Provenance<'_>) -> String {
     }
     options.overrides.iter().for_each(|text| push("override", format!("'{text}'")));
     options.skip.iter().for_each(|glob| push("skip", format!("'{glob}'")));
+    if options.lm_head {
+        push("lm-head", String::new());
+    }
     if provenance.manifest.is_some() {
         push("inputs", name_of(&options.inputs));
         push("sequence", name_of(&options.sequence));
@@ -211,6 +214,7 @@ impl Options {
             rows.push(("inputs", name_of(&self.inputs)));
             rows.push(("sequence", name_of(&self.sequence)));
         }
+        rows.push(("language-model head", if self.lm_head { "quantized" } else { "in full precision" }.to_owned()));
         rows.extend(self.overrides.iter().map(|text| ("override", text.clone())));
         rows.extend(self.skip.iter().map(|glob| ("in full precision", glob.clone())));
         rows

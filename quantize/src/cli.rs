@@ -114,6 +114,9 @@ struct Weights {
     /// Leave the modules that a glob matches in full precision; may be given several times
     #[arg(long, value_name = "GLOB")]
     skip: Vec<String>,
+    /// Quantize the language-model head too; if it is the embedding, it becomes a matrix of its own
+    #[arg(long)]
+    lm_head: bool,
     /// How zero-points are stored: v1 is what every loader reads, v2 also holds a zero-point of 0
     #[arg(long, value_enum, default_value_t = ZeroPointsName::V1)]
     zero_points: ZeroPointsName,
@@ -247,6 +250,7 @@ impl Weights {
             zero_points: self.zero_points.into(),
             overrides: self.overrides,
             skip: self.skip,
+            lm_head: self.lm_head,
             shard_bytes,
             calibration,
             windows: text.windows(model),

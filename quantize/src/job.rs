@@ -7,11 +7,11 @@ use crate::{
     prove::{self, Proof},
     report::{CalibrationSummary, Totals, mean_error},
     rtn,
-    visitor::Quantizer,
+    visitor::{self, Quantizer},
 };
 use calibration::{CalibrationSet, domain::Domain, driver};
 use console::{Progress, machine};
-use model::{Checkpoint, ModelError, Stage, format::gptq};
+use model::{Checkpoint, Linear, ModelError, Stage, format::gptq};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::{
@@ -167,8 +167,7 @@ impl Job {
     /// Rounding without inputs needs no walk, only the weights.
     fn round_all(&self, journal: &Journal, progress: &mut Progress) -> Result<(), QuantizeError> {
         for index in (0..self.plan.blocks()).filter(|&index| !journal.has(index)) {
-            let block = self.checkpoint.block(index)?;
-            let linears: Vec<_> = Stage::ALL.iter().flat_map(|&stage| block.linears(stage)).collect();
+            let linears = self.linears_of(index)?;
             let solved = linears
                 .par_iter()
                 .filter_map(|linear| Some(rtn::round(linear, self.plan.spec_of(&linear.name)?)))
@@ -179,6 +178,15 @@ impl Job {
             }
         }
         Ok(())
+    }
+
+    /// The linears of block `index`, or the head if it is counted as that block.
+    fn linears_of(&self, index: usize) -> Result<Vec<Linear>, QuantizeError> {
+        if index == self.checkpoint.config.layers.len() {
+            return Ok(vec![visitor::head_linear(&self.checkpoint.head()?)]);
+        }
+        let block = self.checkpoint.block(index)?;
+        Ok(Stage::ALL.iter().flat_map(|&stage| block.linears(stage).iter().cloned()).collect())
     }
 
     fn reports(&self, journal: &Journal) -> Result<Vec<LayerReport>, QuantizeError> {

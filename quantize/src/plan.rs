@@ -13,6 +13,9 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
+/// The name of the language-model head among modules.
+pub const HEAD: &str = "lm_head";
+
 /// How weights become integers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -51,6 +54,8 @@ pub struct Options {
     pub overrides: Vec<String>,
     /// Globs of modules left in full precision.
     pub skip: Vec<String>,
+    /// Whether the language-model head is quantized too; if it is the embedding, it becomes a matrix of its own.
+    pub lm_head: bool,
     /// Largest size of a shard in bytes.
     pub shard_bytes: u64,
     /// `SOURCE[=WEIGHT]` of the calibration text; empty for none.
@@ -64,10 +69,10 @@ pub struct Options {
 pub struct Module {
     /// Full name, e.g. `model.layers.3.self_attn.q_proj`.
     pub name: String,
-    /// Its block.
+    /// Its block; the head is counted as one more block after the last.
     pub block: usize,
-    /// Its stage.
-    pub stage: Stage,
+    /// Its stage; `None` for the head.
+    pub stage: Option<Stage>,
     /// Rows.
     pub outputs: usize,
     /// Columns.
@@ -120,6 +125,7 @@ impl Options {
             ));
         }
         let mut modules = linears(config);
+        modules.extend(self.lm_head.then(|| head(config)));
         self.settle(&spec, &mut modules)?;
         if modules.iter().all(|module| module.spec.is_none()) {
             return Err(QuantizeError::Option("nothing is left to quantize: every linear is skipped".to_owned()));
@@ -161,7 +167,7 @@ impl ValidPlan {
         self.modules.iter().find(|m| m.name == module).and_then(|m| m.spec.as_ref())
     }
 
-    /// Blocks of the model.
+    /// Blocks of the model, the head counted as one if it is in the plan.
     pub fn blocks(&self) -> usize {
         self.modules.iter().map(|m| m.block + 1).max().unwrap_or(0)
     }
@@ -178,7 +184,7 @@ fn linears(config: &Config) -> Vec<Module> {
     let module = |block, stage, linear: LinearLayout| Module {
         name: linear.name,
         block,
-        stage,
+        stage: Some(stage),
         outputs: linear.outputs,
         inputs: linear.inputs,
         spec: None,
@@ -188,4 +194,15 @@ fn linears(config: &Config) -> Vec<Module> {
             config.linears(block, stage).into_iter().map(move |linear| module(block, stage, linear))
         })
         .collect()
+}
+
+fn head(config: &Config) -> Module {
+    Module {
+        name: HEAD.to_owned(),
+        block: config.layers.len(),
+        stage: None,
+        outputs: config.vocabulary,
+        inputs: config.hidden_size,
+        spec: None,
+    }
 }

@@ -196,6 +196,6 @@ fn by_block(modules: &[Module]) -> BTreeMap<usize, Vec<&Module>> {
 }
 
 /// The input width of every stage of every block that has something to quantize.
-fn stage_widths(modules: &[Module]) -> BTreeMap<(usize, Stage), u64> {
+fn stage_widths(modules: &[Module]) -> BTreeMap<(usize, Option<Stage>), u64> {
     modules.iter().filter(|m| m.spec.is_some()).map(|m| ((m.block, m.stage), m.inputs as u64)).collect()
 }

@@ -4,12 +4,12 @@ use crate::{
     Hessian, Journal, QuantizeError, Solver,
     gptq::Gptq,
     journal::Solved,
-    plan::{Method, ValidPlan},
+    plan::{HEAD, Method, ValidPlan},
     rtn::RoundToNearest,
 };
 use calibration::{CalibrationError, LayerStatistics, Visitor, adequacy::check_statistics};
 use console::Progress;
-use model::{Block, Linear, Stage};
+use model::{Block, Linear, Stage, decoder::Head};
 
 /// Quantizes block after block into a journal.
 pub struct Quantizer<'a> {
@@ -28,6 +28,11 @@ impl<'a> Quantizer<'a> {
             Method::Rtn => Box::new(RoundToNearest),
         };
         Self { plan, journal, solver, progress, block: Vec::new() }
+    }
+
+    /// Whether the head is to be quantized and no earlier run has done it.
+    fn head_is_open(&self) -> bool {
+        self.plan.spec_of(HEAD).is_some() && !self.journal.has(self.plan.blocks() - 1)
     }
 
     fn solve_stage(&mut self, linears: &mut [Linear], statistics: &LayerStatistics) -> Result<(), QuantizeError> {
@@ -79,5 +84,26 @@ impl Visitor for Quantizer<'_> {
     fn block_done(&mut self, block: &Block) -> Result<(), CalibrationError> {
         let solved = std::mem::take(&mut self.block);
         Ok(self.journal.store(block.index, &solved)?)
+    }
+
+    fn wants_head(&self) -> bool {
+        self.head_is_open()
+    }
+
+    fn head(&mut self, head: &Head, statistics: &LayerStatistics) -> Result<(), CalibrationError> {
+        self.solve_stage(&mut [head_linear(head)], statistics)?;
+        let solved = std::mem::take(&mut self.block);
+        Ok(self.journal.store(self.plan.blocks() - 1, &solved)?)
+    }
+}
+
+/// The head as a linear.
+pub fn head_linear(head: &Head) -> Linear {
+    Linear {
+        name: HEAD.to_owned(),
+        inputs: head.config.hidden_size,
+        outputs: head.config.vocabulary,
+        weight: head.weight.clone(),
+        bias: None,
     }
 }

@@ -14,7 +14,7 @@ pub fn of(modules: &[Module], version: Version, config: &Config) -> Vec<String> 
         .into_iter()
         .filter(|verdict| matches!(verdict.runtime, Runtime::Vllm | Runtime::GptqModel))
         .filter(|verdict| verdict.outcome != Outcome::Loads)
-        .map(|verdict| format!("{} {} such a checkpoint: {}", verdict.runtime, verdict.outcome, verdict.reason))
+        .map(|verdict| format!("{} {}: {}", verdict.runtime, verdict.outcome, verdict.reason))
         .collect()
 }
 

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -166,11 +166,11 @@ fn activations_in_a_file_give_the_same_bytes_as_in_memory() {
     assert_same(&bench.path("roomy"), &bench.path("cramped"));
 }
 
-const LONG: &str = "--calibration text.txt --samples 96 --sequence-length 128 --group-size 32 --threads 1";
+const LONG: &str = "--calibration text.txt --samples 96 --sequence-length 128 --group-size 32 --threads 1 --lm-head";
 
 /// Starts the run, kills it once `blocks` blocks are finished.
 fn kill_after(bench: &Bench, blocks: usize, out: &str) {
-    let mut child = bench.command(LONG, out).spawn().unwrap();
+    let mut child = bench.command(LONG, out).stderr(Stdio::null()).spawn().unwrap();
     let waited_for = bench.path(&format!("{out}.partial/block-{:05}.solved", blocks - 1));
     let started = Instant::now();
     while !waited_for.exists() {
@@ -276,6 +276,23 @@ fn overrides_and_skips_reach_the_file() {
 }
 
 #[test]
+fn the_head_is_quantized_on_demand_and_a_tied_one_becomes_its_own_matrix() {
+    let bench = Bench::new(&Toy { blocks: 2 });
+    for method in ["gptq", "rtn"] {
+        let output = bench.succeed(&format!("{SMALL} --method {method} --lm-head --json"), method);
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let head = json["modules"].as_array().unwrap().last().unwrap();
+        assert_eq!((&head["module"], &head["outputs"]), (&"lm_head".into(), &64.into()));
+        assert!(head["error"].as_f64().unwrap() > 0.0);
+        assert_eq!(json["proof"]["modules"], 15);
+    }
+    bench.succeed("--method rtn --group-size 32 --lm-head", "blind");
+    let config = |out: &str| fs::read_to_string(bench.path(out).join("config.json")).unwrap();
+    assert!(config("gptq").contains("\"tie_word_embeddings\": false"), "{}", config("gptq"));
+    assert!(config("blind").contains("\"lm_head\": true"), "{}", config("blind"));
+}
+
+#[test]
 fn a_dry_run_writes_nothing() {
     let bench = Bench::new(&Toy { blocks: 1 });
     let output = bench.succeed(&format!("{SMALL} --dry-run"), "out");
@@ -289,7 +306,7 @@ fn groups_that_do_not_divide_are_warned_of() {
     let bench = Bench::new(&Toy { blocks: 1 });
     let output = bench.succeed("--method rtn --group-size 40", "out");
     let stderr = text(&output.stderr);
-    assert!(stderr.contains("warning: vLLM refuses such a checkpoint: `model.layers.0.self_attn.q_proj`: group size 40 does not divide 64 inputs; [16, 32, 64] would"), "{stderr}");
+    assert!(stderr.contains("warning: vLLM refuses: `model.layers.0.self_attn.q_proj`: group size 40 does not divide 64 inputs; [16, 32, 64] would"), "{stderr}");
 }
 
 #[test]
