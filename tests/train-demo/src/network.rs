@@ -1,6 +1,6 @@
 //! The demo model: a Llama decoder, written for training.
 //!
-//! h = E[token]; per layer h += O·attention(rope(Q·n), rope(K·n), V·n), n = norm(h), then h += D·(silu(G·n)·U·n),
+//! h = E\[token\]; per layer h += O·attention(rope(Q·n), rope(K·n), V·n), n = norm(h), then h += D·(silu(G·n)·U·n),
 //! n = norm(h); logits = E·norm(h). Weights are (out, in) as on disk; activations (batch·position, width).
 
 use crate::operations::{CausalSoftmax, CrossEntropy, GatedUnit, RmsNorm, Rope};
