@@ -34,5 +34,42 @@ pub fn run(body: impl FnOnce() -> anyhow::Result<Exit>) -> ExitCode {
 
 #[allow(clippy::print_stderr)]
 fn report(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", sentence(error));
+}
+
+/// The error and its causes in one sentence; a cause that the text before it already ends with is not repeated.
+fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {
+        "" => cause,
+        before if before.ends_with(&cause) => said,
+        before => format!("{before}: {cause}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{error::Error, fmt, io};
+
+    /// Tells its cause itself, and hands it on as well.
+    #[derive(Debug)]
+    struct Telling(io::Error);
+
+    impl fmt::Display for Telling {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "config.json: {}", self.0)
+        }
+    }
+
+    impl Error for Telling {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn every_cause_is_said_once() {
+        let error = anyhow::Error::new(Telling(io::Error::other("disk on fire"))).context("opening the model");
+        assert_eq!(sentence(&error), "opening the model: config.json: disk on fire");
+    }
 }
