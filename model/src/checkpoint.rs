@@ -72,22 +72,8 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Opens a folder, a GGUF file, `demo`, or `org/name[@revision]` on the hub.
     pub fn open(reference: &str) -> Result<Self, ModelError> {
-        let path = Path::new(reference);
-        let gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-        let refuse = |what: &str| Err(ModelError::Reference { reference: reference.to_owned(), what: what.to_owned() });
-        if reference == "demo" {
-            Self::open_folder(reference, &demo::folder()?)
-        } else if path.is_dir() {
-            Self::open_folder(reference, path)
-        } else if path.is_file() && gguf {
-            Self::open_gguf(reference, path)
-        } else if path.exists() {
-            refuse("is neither a folder nor a .gguf file; give the folder that holds config.json")
-        } else if let (false, Some(id)) = (gguf || looks_like_path(reference), HubId::parse(reference)) {
-            Self::open_folder(reference, &hub::model_folder(&id)?)
-        } else {
-            refuse("there is no such folder or .gguf file, and it is no hub id of the form org/name[@revision]")
-        }
+        let path = locate(reference)?;
+        if path.is_dir() { Self::open_folder(reference, &path) } else { Self::open_gguf(reference, &path) }
     }
 
     fn open_folder(reference: &str, folder: &Path) -> Result<Self, ModelError> {
@@ -257,6 +243,24 @@ impl Checkpoint {
 
 fn tensor_error(name: &str, what: String) -> ModelError {
     ModelError::Tensor { tensor: name.to_owned(), what }
+}
+
+/// The folder or GGUF file that `reference` names, fetched from the hub if need be.
+pub(crate) fn locate(reference: &str) -> Result<PathBuf, ModelError> {
+    let path = Path::new(reference);
+    let gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let refuse = |what: &str| Err(ModelError::Reference { reference: reference.to_owned(), what: what.to_owned() });
+    if reference == "demo" {
+        demo::folder()
+    } else if path.is_dir() || (path.is_file() && gguf) {
+        Ok(path.to_path_buf())
+    } else if path.exists() {
+        refuse("is neither a folder nor a .gguf file; give the folder that holds config.json")
+    } else if let (false, Some(id)) = (gguf || looks_like_path(reference), HubId::parse(reference)) {
+        hub::model_folder(&id)
+    } else {
+        refuse("there is no such folder or .gguf file, and it is no hub id of the form org/name[@revision]")
+    }
 }
 
 /// Whether `reference` can only be meant as a path on this machine.

@@ -10,13 +10,12 @@
 mod packed;
 
 use crate::{
-    Config, ModelError, demo,
+    Config, ModelError, checkpoint,
     format::{
         TensorSource, gguf,
         gptq::{GptqFolder, Settings},
         huggingface::SafetensorsFolder,
     },
-    hub::{self, HubId},
     runtimes::{self, Verdict},
 };
 use serde::{Deserialize, Serialize};
@@ -89,22 +88,8 @@ struct Found {
 
 /// Inspects a folder, a GGUF file, `demo`, or `org/name[@revision]` on the hub.
 pub fn inspect(reference: &str) -> Result<Inspection, ModelError> {
-    let path = locate(reference)?;
+    let path = checkpoint::locate(reference)?;
     if path.is_dir() { inspect_folder(&path) } else { inspect_gguf(&path) }
-}
-
-fn locate(reference: &str) -> Result<PathBuf, ModelError> {
-    let path = Path::new(reference);
-    if reference == "demo" {
-        demo::folder()
-    } else if path.exists() {
-        Ok(path.to_path_buf())
-    } else if let Some(id) = HubId::parse(reference) {
-        hub::model_folder(&id)
-    } else {
-        let what = "there is no such folder or .gguf file, and it is no hub id of the form org/name[@revision]".into();
-        Err(ModelError::Reference { reference: reference.into(), what })
-    }
 }
 
 fn inspect_gguf(path: &Path) -> Result<Inspection, ModelError> {
