@@ -40,6 +40,8 @@ Examples:
   evaluate demo
   evaluate OUT --baseline MODEL --perplexity wiki.test.raw
   evaluate OUT --baseline MODEL --perplexity wiki.test.raw --json --limit-ratio 1.10
+  evaluate MODEL --perplexity wiki.test.raw --json=base.json
+  evaluate OUT --baseline base.json --perplexity wiki.test.raw
   evaluate org/name --perplexity text.jsonl --field body --protocol hf-sliding --stride 256
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but a ratio is above --limit-ratio,
@@ -68,10 +70,11 @@ pub(crate) struct Measure {
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
 
-    /// The checkpoint to compare with, usually the model before quantization
+    /// The checkpoint to compare with, usually the model before quantization; or the file of its `--json=FILE`
     ///
     /// Adds the ratio of the perplexities, the difference of their logarithms with a paired interval, and a verdict. It
-    /// must tokenize the text exactly as MODEL does. Takes as long again as MODEL.
+    /// must tokenize the text exactly as MODEL does. Takes as long again as MODEL; a result file takes no time, and must
+    /// come from the same text, protocol and number of tokens.
     #[arg(long, value_name = "MODEL")]
     pub(crate) baseline: Option<String>,
 

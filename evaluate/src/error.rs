@@ -78,6 +78,14 @@ pub enum EvaluateError {
         /// NaN or infinite.
         value: f32,
     },
+    /// A result file that can't serve as the baseline.
+    #[error("{file} can't be the baseline: {what}")]
+    StoredBaseline {
+        /// The file.
+        file: String,
+        /// What is wrong and what to do.
+        what: String,
+    },
     /// Model and baseline cut the text into different tokens.
     #[error(
         "{model} and {baseline} tokenize {text} differently ({difference}): perplexities across tokenizers are not \

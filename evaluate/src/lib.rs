@@ -9,6 +9,7 @@
 //! prints nor parses arguments; the binary beside it does.
 
 pub mod bands;
+pub mod baseline;
 pub mod compare;
 pub mod error;
 pub mod perplexity;

@@ -22,7 +22,7 @@ use crate::{
     window::{self, Window},
 };
 use model::Checkpoint;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, hash_map::Entry};
 
 /// Windows that protocols over C4 take at most.
@@ -178,6 +178,25 @@ impl Prepared {
         self.windows.iter().map(|window| window.tokens.len() - 1).sum()
     }
 
+    /// SHA-256 of all that is fed and of what of it is scored, how it is reduced included: two models with equal ones are
+    /// measured on the same targets after the same contexts.
+    pub fn windows_sha256(&self) -> String {
+        let mut bytes = format!("{:?}\n", self.resolved.protocol.reduction).into_bytes();
+        for window in &self.windows {
+            for number in [window.tokens.len(), window.scored.start, window.scored.end, window.document] {
+                bytes.extend((number as u64).to_le_bytes());
+            }
+            bytes.extend(window.tokens.iter().flat_map(|token| token.to_le_bytes()));
+        }
+        sha256(&bytes)
+    }
+
+    /// The weight of each block of [`Prepared::blocks`].
+    pub fn weights(&self) -> impl Iterator<Item = f64> + use<> {
+        let unscored: Vec<Vec<f32>> = self.windows.iter().map(|window| vec![0.0; window.scored.len()]).collect();
+        self.blocks(&unscored).into_iter().map(|block| block.weight)
+    }
+
     /// Whether `other`, the same text for another model, feeds and scores exactly the same; else where they part.
     pub fn difference(&self, other: &Self) -> Option<String> {
         if self.windows == other.windows {
@@ -256,7 +275,7 @@ fn name_token(checkpoint: &Checkpoint, token: u32) -> String {
 }
 
 /// A perplexity and all that belongs beside it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// `exp(log_perplexity)`; of words for word perplexity.
     pub perplexity: f64,

@@ -5,13 +5,13 @@ use crate::{
     compare::Comparison,
     protocol::{Beginning, Reduction, Scored, TextHandling},
     source::{Source, SourceFile},
-    statistics::DRAWS,
+    statistics::{Block, DRAWS},
 };
 use model::checkpoint::SourceFile as ModelFile;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A model and the files it was read from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModelReport {
     /// What the user called it.
     pub reference: String,
@@ -73,6 +73,8 @@ pub struct TextReport {
     pub prepared_sha256: String,
     /// UTF-8 bytes of the text after the protocol's text handling.
     pub prepared_bytes: usize,
+    /// SHA-256 of the windows: what is fed and scored.
+    pub windows_sha256: String,
     /// Tokens that windows were cut from.
     pub tokens: usize,
     /// What stands before the first target, in words.
@@ -80,6 +82,9 @@ pub struct TextReport {
     /// The model's figures.
     #[serde(flatten)]
     pub measurement: Measurement,
+    /// What each window, or page, contributes to the log-perplexity; left out where a text's figures are repeated.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<Block>,
     /// The baseline's figures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Measurement>,
@@ -93,7 +98,7 @@ impl TextReport {
     pub fn new(
         source: &Source,
         prepared: &Prepared,
-        measurement: Measurement,
+        (measurement, blocks): (Measurement, Vec<Block>),
         baseline: Option<(Measurement, Comparison)>,
     ) -> Self {
         let (baseline, comparison) = baseline.unzip();
@@ -102,9 +107,11 @@ impl TextReport {
             files: source.files.clone(),
             prepared_sha256: prepared.sha256.clone(),
             prepared_bytes: prepared.bytes,
+            windows_sha256: prepared.windows_sha256(),
             tokens: prepared.tokens,
             bos: prepared.beginning.clone(),
             measurement,
+            blocks,
             baseline,
             comparison,
         }
@@ -155,7 +162,7 @@ impl Report {
             draws: DRAWS,
             threads,
             peak_memory: console::machine::peak_memory(),
-            first: texts[0].clone(),
+            first: TextReport { blocks: Vec::new(), ..texts[0].clone() },
             texts,
         }
     }

@@ -7,7 +7,8 @@ use console::{Exit, Progress, files::Output};
 use evaluate::{
     Measurement, Prepared, Resolved,
     bands::Band,
-    compare::{compare, same_tokens},
+    baseline::Baseline,
+    compare::compare,
     protocol::{PROTOCOLS, Reduction},
     report::{ModelReport, Report, TextReport},
     score::{self, score},
@@ -65,8 +66,8 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
         _ => None,
     };
     let checkpoint = Checkpoint::open(&measure.model)?;
-    let baseline = measure.baseline.as_deref().map(Checkpoint::open).transpose()?;
-    let longest = baseline.iter().fold(checkpoint.config.max_positions, |n, base| n.min(base.config.max_positions));
+    let baseline = measure.baseline.as_deref().map(Baseline::open).transpose()?;
+    let longest = baseline.iter().fold(checkpoint.config.max_positions, |n, base| n.min(base.longest()));
     let resolved = measure.changes().resolve(measure.protocol, longest)?;
     let texts = prepare(measure, resolved, &checkpoint, baseline.as_ref())?;
     announce(measure, threads, resolved, &texts);
@@ -78,15 +79,21 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
         let (measurement, blocks) = measured(measure, &checkpoint, prepared)?;
         let against = match &baseline {
             Some(baseline) => {
-                let (measurement, base_blocks) = measured(measure, baseline, prepared)?;
+                let (measurement, base_blocks) = match baseline {
+                    Baseline::Model(baseline) => measured(measure, baseline, prepared)?,
+                    Baseline::Stored(stored) => {
+                        stored.find(prepared).map(|(measurement, blocks)| (measurement, blocks.to_vec()))?
+                    }
+                };
                 Some((measurement, compare(prepared, &blocks, &base_blocks, measure.seed, band)))
             }
             None => None,
         };
-        reports.push(TextReport::new(source, prepared, measurement, against));
+        reports.push(TextReport::new(source, prepared, (measurement, blocks), against));
     }
 
-    let models = (describe(measure, &checkpoint)?, baseline.as_ref().map(|base| describe(measure, base)).transpose()?);
+    let models =
+        (describe(measure, &checkpoint)?, baseline.map(|baseline| describe_baseline(measure, baseline)).transpose()?);
     let report = Report::new(models, resolved, measure.seed, threads, reports);
     deliver(measure, output, &report)?;
     let exceeded = measure.limit_ratio.is_some_and(|limit| report.worst_ratio().is_some_and(|ratio| ratio > limit));
@@ -98,14 +105,14 @@ fn prepare(
     measure: &Measure,
     resolved: Resolved,
     checkpoint: &Checkpoint,
-    baseline: Option<&Checkpoint>,
+    baseline: Option<&Baseline>,
 ) -> anyhow::Result<Vec<Text>> {
     let mut texts = Vec::new();
     for reference in measure.texts() {
         let source = Source::read(&reference, measure.field.as_deref())?;
         let prepared = Prepared::new(checkpoint, &source, resolved)?;
         if let Some(baseline) = baseline {
-            same_tokens(checkpoint, &prepared, baseline, &Prepared::new(baseline, &source, resolved)?)?;
+            baseline.check(checkpoint, &source, &prepared, resolved)?;
         }
         texts.push(Text { source, prepared });
     }
@@ -150,6 +157,13 @@ fn measured(
 fn describe(measure: &Measure, checkpoint: &Checkpoint) -> anyhow::Result<ModelReport> {
     let files = if measure.json.is_some() { checkpoint.source_files()? } else { Vec::new() };
     Ok(ModelReport { reference: checkpoint.reference.clone(), files })
+}
+
+fn describe_baseline(measure: &Measure, baseline: Baseline) -> anyhow::Result<ModelReport> {
+    match baseline {
+        Baseline::Model(checkpoint) => describe(measure, &checkpoint),
+        Baseline::Stored(stored) => Ok(stored.model),
+    }
 }
 
 fn deliver(measure: &Measure, output: Option<Output>, report: &Report) -> anyhow::Result<()> {

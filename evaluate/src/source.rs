@@ -57,9 +57,9 @@ impl SourceFile {
 }
 
 /// SHA-256 of a text, in hexadecimal.
-pub fn sha256(text: &str) -> String {
+pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(text.as_bytes()).iter().fold(String::with_capacity(64), |mut hexadecimal, byte| {
+    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hexadecimal, byte| {
         let _ = write!(hexadecimal, "{byte:02x}");
         hexadecimal
     })

@@ -14,12 +14,13 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 /// Draws of a bootstrap.
 pub const DRAWS: usize = 10_000;
 
 /// What one window or page contributes to a log-perplexity.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Block {
     /// Part of the numerator, in nats.
     pub sum: f64,

@@ -72,6 +72,32 @@ fn json_holds_the_first_text_at_its_top_and_every_text_below() {
 }
 
 #[test]
+fn a_result_file_serves_as_the_baseline_of_the_same_windows_only() {
+    let other = Toy { shift: 0.3, ..Toy::PLAIN }.write();
+    let (model, folder) = (Toy::PLAIN.write(), tempfile::tempdir().unwrap());
+    let (words, base) = (words(folder.path(), 300), folder.path().join("base.json"));
+    let base = base.to_str().unwrap();
+    let measure =
+        |model: &TempDir, more: &[&str]| evaluate(&[&[path(model), "--perplexity", &words, "--json"], more].concat());
+    fs::write(base, measure(&model, &[]).stdout).unwrap();
+    let run = |more: &[&str]| serde_json::from_slice::<Value>(&measure(&other, more).stdout).unwrap();
+    let (stored, beside) = (run(&["--baseline", base]), run(&["--baseline", path(&model)]));
+    for figure in ["ratio", "ratio_interval_95", "log_ratio_standard_error", "baseline_model"] {
+        assert_eq!(stored[figure], beside[figure], "{figure}");
+    }
+    assert_ne!(stored["ratio"], 1.0);
+    assert_eq!(stored["baseline"]["perplexity"], beside["baseline"]["perplexity"]);
+
+    let fewer = measure(&other, &["--baseline", base, "--max-tokens", "200"]);
+    assert_eq!(fewer.status.code(), Some(1));
+    assert!(text(&fewer.stderr).contains("can't be the baseline: it has no figures for"), "{}", text(&fewer.stderr));
+    fs::write(base, fs::read_to_string(base).unwrap().replace("\"weight\": 1.0", "\"weight\": 2.0")).unwrap();
+    assert!(text(&measure(&other, &["--baseline", base]).stderr).contains("the file was changed"));
+    fs::write(base, "{}").unwrap();
+    assert!(text(&measure(&other, &["--baseline", base]).stderr).contains("not a result of `evaluate"));
+}
+
+#[test]
 fn json_in_a_file_leaves_the_tables_on_stdout() {
     let (model, folder) = (Toy::PLAIN.write(), tempfile::tempdir().unwrap());
     let out = folder.path().join("out.json");
