@@ -7,6 +7,9 @@
 
 mod arrows;
 mod goldens;
+mod hub;
+#[path = "../model/tests/support/hub_server.rs"]
+mod hub_server;
 mod interop;
 mod perplexity;
 mod real_models;
