@@ -2,6 +2,7 @@
 //!
 //! Results go to stdout, progress and logs to stderr. Knows none of the crates beside it.
 
+pub mod doctor;
 pub mod exit;
 pub mod files;
 pub mod generated;

@@ -10,6 +10,9 @@ use crate::{
 use model::checkpoint::SourceFile as ModelFile;
 use serde::{Deserialize, Serialize};
 
+/// This tool and its version.
+pub const TOOL: &str = concat!("caliper evaluate ", env!("CARGO_PKG_VERSION"));
+
 /// A model and the files it was read from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModelReport {
@@ -154,7 +157,7 @@ impl Report {
         texts: Vec<TextReport>,
     ) -> Self {
         Self {
-            tool: concat!("caliper evaluate ", env!("CARGO_PKG_VERSION")).to_owned(),
+            tool: TOOL.to_owned(),
             model: models.0,
             baseline_model: models.1,
             protocol: resolved.into(),

@@ -25,6 +25,9 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             print(&protocols())?;
             Ok(Exit::Done)
         }
+        (Some(Command::Doctor { json }), _) => {
+            console::doctor::run(evaluate::report::TOOL, &kernels::doctor::examine(), json)
+        }
         (Some(Command::Generate { kind }), _) => {
             console::generated::write(kind, Arguments::command(), &mut std::io::stdout())?;
             Ok(Exit::Done)

@@ -9,10 +9,13 @@ use console::Exit;
 use quantize::Job;
 use std::io::Write;
 
+const VERSION: &str = concat!("caliper quantize ", env!("CARGO_PKG_VERSION"));
+
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     console::run(|| match cli.command {
         Some(Command::Inspect { path, json }) => inspect(&path, json),
+        Some(Command::Doctor { json }) => console::doctor::run(VERSION, &kernels::doctor::examine(), json),
         Some(Command::Generate { kind }) => {
             console::generated::write(kind, Cli::command(), &mut std::io::stdout())?;
             Ok(Exit::Done)

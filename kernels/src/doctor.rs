@@ -1,0 +1,100 @@
+//! What the numerical loops find on this machine, and how fast they are on it.
+
+use crate::gemm::linear;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+/// Edge of the square product that is timed: its operands fit the second-level cache, so the figure is the processor's.
+const EDGE: usize = 384;
+
+/// What there is and what was chosen.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Findings {
+    /// Instruction set family.
+    pub architecture: &'static str,
+    /// Vector extensions granted by processor and system, of those that matter to dense products.
+    pub extensions: Vec<&'static str>,
+    /// The dense product's instructions; all arithmetic is float32.
+    pub product: &'static str,
+    /// The other loops' instructions.
+    pub loops: &'static str,
+    /// Threads of the present pool.
+    pub threads: usize,
+    /// 10⁹ floating-point operations per second of a float32 product on one thread.
+    pub gflops_one_thread: f64,
+    /// The same on all threads together.
+    pub gflops_all_threads: f64,
+    /// Whether a graphics processor can be used.
+    pub cuda: &'static str,
+}
+
+/// Looks, and times a product for about a second: half of it on one thread, half on all of the current pool.
+pub fn examine() -> Findings {
+    let threads = rayon::current_num_threads();
+    let extensions = extensions();
+    let has = |names: &[&str]| names.iter().all(|name| extensions.contains(name));
+    let half = Duration::from_millis(500);
+    Findings {
+        architecture: std::env::consts::ARCH,
+        product: if has(&["avx512f"]) {
+            "AVX-512"
+        } else if has(&["avx2", "fma"]) {
+            "AVX2"
+        } else {
+            "baseline of the architecture"
+        },
+        loops: if has(&["avx2", "fma"]) { "AVX2" } else { "baseline of the architecture" },
+        extensions,
+        threads,
+        gflops_one_thread: gflops(half),
+        gflops_all_threads: (0..threads).into_par_iter().with_max_len(1).map(|_| gflops(half)).sum(),
+        cuda: "not in this build",
+    }
+}
+
+fn extensions() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let granted = [
+            ("avx2", is_x86_feature_detected!("avx2")),
+            ("fma", is_x86_feature_detected!("fma")),
+            ("f16c", is_x86_feature_detected!("f16c")),
+            ("avx512f", is_x86_feature_detected!("avx512f")),
+            ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+            ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+        ];
+        granted.into_iter().filter(|(_, granted)| *granted).map(|(name, _)| name).collect()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
+}
+
+/// The speed of [`linear`] on this thread, timed for `duration` at least.
+fn gflops(duration: Duration) -> f64 {
+    let (x, w) = (vec![0.5; EDGE * EDGE], vec![0.25; EDGE * EDGE]);
+    let mut out = vec![0.0; EDGE * EDGE];
+    linear(&x, &w, None, EDGE, &mut out);
+    let (started, mut products) = (Instant::now(), 0);
+    while started.elapsed() < duration {
+        linear(black_box(&x), &w, None, EDGE, black_box(&mut out));
+        products += 1;
+    }
+    2e-9 * (products * EDGE.pow(3)) as f64 / started.elapsed().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_thread_adds_to_the_speed_and_the_choice_follows_the_extensions() {
+        let findings = crate::testing::with_threads(2, examine);
+        assert_eq!(findings.threads, 2);
+        assert!(findings.gflops_one_thread > 0.0 && findings.gflops_all_threads > 0.0);
+        assert_eq!(findings.product == "AVX-512", findings.extensions.contains(&"avx512f"));
+    }
+}
