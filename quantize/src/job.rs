@@ -3,6 +3,7 @@
 use crate::{
     Journal, LayerReport, Options, Outcome, QuantizeError, ValidPlan,
     card::{self, Provenance},
+    files,
     preflight::{self, Cost},
     prove::{self, Proof},
     report::{CalibrationSummary, Output, Totals, mean_error},
@@ -18,7 +19,7 @@ use model::{
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -123,7 +124,7 @@ impl Job {
         let modules = self.reports(&journal)?;
         let unpublished = journal.checkpoint_folder();
         let proof = self.write_and_prove(&unpublished, &journal, &modules)?;
-        publish(&unpublished, out, &journal)?;
+        files::publish(&unpublished, out, &journal.folder().join("replaced"))?;
         let mut outcome = self.outcome(modules, Some(proof))?;
         let tokens = outcome.calibration.as_ref().map(|set| set.tokens);
         outcome.totals.tokens_per_second = tokens.filter(|_| resumed == 0).map(|tokens| tokens as f64 / walked);
@@ -135,7 +136,7 @@ impl Job {
     /// The process died between publishing and clearing up: what is published is complete and proven.
     fn finish_published(&self) -> Result<Outcome, QuantizeError> {
         let out = &self.request.out;
-        let first = self.place(out, self.plan.options.formats[0]);
+        let first = files::place(out, &self.plan.options.formats, self.plan.options.formats[0]);
         let (_, modules) = card::read_record(&first)
             .filter(|(plan, _)| *plan == self.identity)
             .ok_or_else(|| QuantizeError::OutputExists { path: out.clone() })?;
@@ -200,11 +201,6 @@ impl Job {
         Ok(reports)
     }
 
-    /// Where a format's checkpoint lies: `out` itself, or inside it where there are several.
-    fn place(&self, out: &Path, format: Target) -> PathBuf {
-        if self.plan.options.formats.len() == 1 { out.to_owned() } else { out.join(format.file_name()) }
-    }
-
     /// Every format into `out`, each read back and compared.
     fn write_and_prove(&self, out: &Path, journal: &Journal, modules: &[LayerReport]) -> Result<Proof, QuantizeError> {
         if out.exists() {
@@ -212,7 +208,7 @@ impl Job {
         }
         let mut proof = Proof::default();
         for &format in &self.plan.options.formats {
-            let folder = self.place(out, format);
+            let folder = files::place(out, &self.plan.options.formats, format);
             self.write(&folder, format, journal, modules)?;
             proof = proof.and(prove::prove(&folder, format, journal, &self.plan, &self.checkpoint)?);
         }
@@ -248,7 +244,8 @@ impl Job {
 
     fn outcome(&self, modules: Vec<LayerReport>, proof: Option<Proof>) -> Result<Outcome, QuantizeError> {
         let out = &self.request.out;
-        let outputs = self.plan.options.formats.iter().map(|format| output(*format, &self.place(out, *format)));
+        let formats = &self.plan.options.formats;
+        let outputs = formats.iter().map(|format| Output::measure(*format, &files::place(out, formats, *format)));
         let all: Vec<&LayerReport> = modules.iter().collect();
         let totals = Totals {
             modules: modules.len(),
@@ -281,19 +278,6 @@ fn calibration_set(options: &Options, checkpoint: &Checkpoint) -> Result<Option<
     Ok(Some(CalibrationSet::build(&domains, &options.windows, checkpoint)?))
 }
 
-/// What became of `format`, measured at `path`.
-fn output(format: Target, path: &Path) -> Result<Output, QuantizeError> {
-    let inspected = model::inspect::inspect(&path.to_string_lossy())?;
-    Ok(Output {
-        format,
-        path: path.to_owned(),
-        bits_per_weight: inspected.bits_per_quantized_weight,
-        bits_per_weight_all: inspected.bits_per_weight,
-        bytes: inspected.bytes,
-        runtimes: inspected.runtimes,
-    })
-}
-
 fn written_module(report: &LayerReport) -> QuantizedModule {
     QuantizedModule { name: report.module.clone(), outputs: report.outputs, inputs: report.inputs, spec: report.spec }
 }
@@ -305,31 +289,6 @@ fn load_module(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<kernel
     let block = journal.load(module.block).map_err(|error| missing(error.to_string()))?;
     let solved = block.iter().find(|(_, report)| report.module == name);
     solved.map(|(matrix, _)| matrix.clone()).ok_or_else(|| missing("is not in the journal".to_owned()))
-}
-
-/// Puts the finished checkpoint in its place; what was there before goes with the work folder.
-fn publish(folder: &Path, out: &Path, journal: &Journal) -> Result<(), QuantizeError> {
-    flush(folder)?;
-    if out.exists() {
-        let old = journal.folder().join("replaced");
-        if old.exists() {
-            fs::remove_dir_all(&old).map_err(QuantizeError::io(&old))?;
-        }
-        fs::rename(out, &old).map_err(QuantizeError::io(out))?;
-    }
-    fs::rename(folder, out).map_err(QuantizeError::io(out))
-}
-
-/// Everything below `folder` on the disk before it takes its final name.
-fn flush(folder: &Path) -> Result<(), QuantizeError> {
-    for entry in fs::read_dir(folder).map_err(QuantizeError::io(folder))? {
-        let path = entry.map_err(QuantizeError::io(folder))?.path();
-        if path.is_dir() {
-            flush(&path)?;
-        }
-        File::open(&path).and_then(|file| file.sync_all()).map_err(QuantizeError::io(&path))?;
-    }
-    Ok(())
 }
 
 /// Whether there are tokens enough for the widths of the model, known before any work; the same width is spoken of once.

@@ -2,30 +2,38 @@
 
 use super::{
     FloatType, QuantizedModule,
+    awq::Awq,
+    compressed::Compressed,
     dequantized::Dequantized,
     gptq::{Gptq, Version},
     layout::Layout,
     tensor_error,
 };
 use crate::ModelError;
-use kernels::QuantizedMatrix;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{fmt, str::FromStr};
 
-/// A format to write, by the name that people give it: `gptq`, `gptq_v2`, `dequantized`, `dequantized:bfloat16`.
+/// A format to write, by the name that people give it: `gptq`, `gptq_v2`, `awq`, `compressed-tensors`, `dequantized`,
+/// `dequantized:bfloat16`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Target {
     /// GPTQ, zero-points as a version stores them.
     Gptq(Version),
+    /// AWQ, version `gemm`.
+    Awq,
+    /// compressed-tensors, `pack-quantized`.
+    CompressedTensors,
     /// Float weights, all tensors in the type chosen, if one is.
     Dequantized(Option<FloatType>),
 }
 
 /// A text that names no format.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{0}` is no format: write gptq, gptq_v2, dequantized or dequantized:TYPE (float16, bfloat16, float32)")]
+#[error(
+    "`{0}` is no format: write gptq, gptq_v2, awq, compressed-tensors, dequantized or dequantized:TYPE (float16, bfloat16, float32)"
+)]
 pub struct UnknownTarget(String);
 
 impl FromStr for Target {
@@ -37,6 +45,8 @@ impl FromStr for Target {
         match (format, kind) {
             ("gptq", None) => Some(Self::Gptq(Version::V1)),
             ("gptq_v2", None) => Some(Self::Gptq(Version::V2)),
+            ("awq", None) => Some(Self::Awq),
+            ("compressed-tensors", None) => Some(Self::CompressedTensors),
             ("dequantized", None) => Some(Self::Dequantized(None)),
             ("dequantized", Some(name)) => float(name).map(|float| Self::Dequantized(Some(float))),
             _ => None,
@@ -49,6 +59,8 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gptq(version) => f.pad(version.name()),
+            Self::Awq => f.pad("awq"),
+            Self::CompressedTensors => f.pad("compressed-tensors"),
             Self::Dequantized(None) => f.pad("dequantized"),
             Self::Dequantized(Some(float)) => f.pad(&format!("dequantized:{}", float.name())),
         }
@@ -89,10 +101,9 @@ impl Target {
         layout.check_together(modules).map_err(|(index, what)| tensor_error(&modules[index].name, what))
     }
 
-    /// What a reader must get for `matrix` written in this format: the weight, rounded where the format rounds.
-    /// `config_json` is that of the checkpoint the other tensors come from.
-    pub fn weight(self, matrix: &QuantizedMatrix, config_json: &Value) -> Vec<f32> {
-        let mut weight = matrix.dequantize();
+    /// What a reader must get for `weight` written in this format: rounded where the format rounds. `config_json` is
+    /// that of the checkpoint the other tensors come from.
+    pub fn rounded(self, mut weight: Vec<f32>, config_json: &Value) -> Vec<f32> {
         if let Self::Dequantized(chosen) = self {
             Dequantized::new(chosen, config_json).round(&mut weight);
         }
@@ -107,6 +118,8 @@ impl Target {
     pub(super) fn layout(self, config_json: &Value) -> Box<dyn Layout> {
         match self {
             Self::Gptq(version) => Box::new(Gptq(version)),
+            Self::Awq => Box::new(Awq),
+            Self::CompressedTensors => Box::new(Compressed),
             Self::Dequantized(chosen) => Box::new(Dequantized::new(chosen, config_json)),
         }
     }
@@ -118,8 +131,16 @@ mod tests {
 
     #[test]
     fn every_format_has_a_name_and_is_found_by_it() {
-        let named =
-            ["gptq", "gptq_v2", "dequantized", "dequantized:float16", "dequantized:bfloat16", "dequantized:float32"];
+        let named = [
+            "gptq",
+            "gptq_v2",
+            "awq",
+            "compressed-tensors",
+            "dequantized",
+            "dequantized:float16",
+            "dequantized:bfloat16",
+            "dequantized:float32",
+        ];
         for name in named {
             assert_eq!(name.parse::<Target>().unwrap().to_string(), name);
         }
