@@ -9,14 +9,15 @@
 //! | vLLM | 2, 3, 4, 8 | any | any | inputs % group size = 0; q/k/v and gate/up alike |
 //! | Transformers with GPTQModel | 2, 3, 4, 8 | -1, 16 to 1024 in powers of two | any | a ragged group only in PyTorch |
 //!
-//! AWQ and compressed-tensors, where there are rules for vLLM and its Marlin kernels only:
+//! AWQ and compressed-tensors in vLLM:
 //!
 //! | | bits | group size | grid | otherwise |
 //! |---|---|---|---|---|
 //! | AWQ, Marlin | 4 | -1, 32, 64, 128 | any | layer by layer AWQ's own kernels: float16, no -1 |
 //! | compressed-tensors, Marlin | 4, 8 | -1, 32, 64, 128 | asymmetric at 4 bits | ExLlama: float16, symmetric |
 //!
-//! The widths are those of the Marlin kernels above.
+//! The widths are those of the Marlin kernels above. Transformers reads both through a package of the format's own, AWQ
+//! with the head in full precision.
 //!
 //! The rules of GPTQModel (7.4) and of its Marlin and ExLlama kernels, and vLLM's on widths, were read in their sources
 //! in November 2026; that vLLM's other GPTQ kernels compute in float16 only and that it refuses Gemma in float16 is
@@ -40,6 +41,12 @@ pub enum Runtime {
     /// Transformers with the GPTQModel package.
     #[serde(rename = "Transformers with GPTQModel")]
     GptqModel,
+    /// Transformers with the AutoAWQ package.
+    #[serde(rename = "Transformers with AutoAWQ")]
+    AutoAwq,
+    /// Transformers with the compressed-tensors package.
+    #[serde(rename = "Transformers with compressed-tensors")]
+    CompressedTensors,
     /// The Marlin kernels, in vLLM and elsewhere.
     #[serde(rename = "Marlin kernels")]
     Marlin,
@@ -49,8 +56,8 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Vllm, Self::GptqModel, Self::Marlin, Self::ExLlama];
+    /// Those that GPTQ checkpoints are judged for.
+    pub const OF_GPTQ: [Self; 4] = [Self::Vllm, Self::GptqModel, Self::Marlin, Self::ExLlama];
 }
 
 impl fmt::Display for Runtime {
@@ -58,6 +65,8 @@ impl fmt::Display for Runtime {
         f.pad(match self {
             Self::Vllm => "vLLM",
             Self::GptqModel => "Transformers with GPTQModel",
+            Self::AutoAwq => "Transformers with AutoAWQ",
+            Self::CompressedTensors => "Transformers with compressed-tensors",
             Self::Marlin => "Marlin kernels",
             Self::ExLlama => "ExLlama kernels",
         })
@@ -116,10 +125,12 @@ pub fn verdicts(modules: &[QuantizedModule], target: Target, config: Option<&Con
         Target::Gptq(version) => gptq(modules, version, config),
         Target::Awq => vec![
             Verdict::of(Runtime::Vllm, vllm_awq(modules, config)),
+            Verdict::of(Runtime::AutoAwq, auto_awq(modules)),
             Verdict::of(Runtime::Marlin, kernels_only(modules, marlin_awq_objection)),
         ],
         Target::CompressedTensors => vec![
             Verdict::of(Runtime::Vllm, vllm_compressed(modules, config)),
+            Verdict::of(Runtime::CompressedTensors, (Outcome::Loads, "unpacks the weights in PyTorch".into())),
             Verdict::of(Runtime::Marlin, kernels_only(modules, marlin_compressed_objection)),
         ],
         Target::Dequantized(_) => Vec::new(),
@@ -127,21 +138,19 @@ pub fn verdicts(modules: &[QuantizedModule], target: Target, config: Option<&Con
 }
 
 fn gptq(modules: &[QuantizedModule], version: Version, config: Option<&Config>) -> Vec<Verdict> {
-    let judge = |runtime| {
-        let (outcome, reason) = match runtime {
-            Runtime::Vllm => vllm(modules, config),
-            Runtime::GptqModel => gptq_model(modules),
-            Runtime::Marlin => kernels_only(modules, marlin_objection),
-            Runtime::ExLlama => kernels_only(modules, exllama_objection),
-        };
-        Verdict { runtime, outcome, reason: with_version(outcome, reason, version) }
-    };
-    Runtime::ALL.map(judge).into()
+    let judge =
+        |runtime, (outcome, reason)| Verdict { runtime, outcome, reason: with_version(outcome, reason, version) };
+    vec![
+        judge(Runtime::Vllm, vllm(modules, config)),
+        judge(Runtime::GptqModel, gptq_model(modules)),
+        judge(Runtime::Marlin, kernels_only(modules, marlin_objection)),
+        judge(Runtime::ExLlama, kernels_only(modules, exllama_objection)),
+    ]
 }
 
-/// The same verdict, [`Outcome::Unknown`], for every runtime.
+/// The verdict [`Outcome::Unknown`] for every runtime that reads folders of many kinds.
 pub fn unknown(reason: &str) -> Vec<Verdict> {
-    Runtime::ALL.map(|runtime| Verdict { runtime, outcome: Outcome::Unknown, reason: reason.into() }).into()
+    Runtime::OF_GPTQ.map(|runtime| Verdict { runtime, outcome: Outcome::Unknown, reason: reason.into() }).into()
 }
 
 /// The group sizes, 16 to 1024 in powers of two as kernels know them, that divide `inputs`.
@@ -180,6 +189,14 @@ fn vllm_awq(modules: &[QuantizedModule], config: Option<&Config>) -> (Outcome, S
         return (Outcome::Refuses, format!("only the Marlin kernels take one group per row, but {reason}"));
     }
     (Outcome::LoadsSlower, format!("not all with the Marlin kernels, and in float16 only: {reason}"))
+}
+
+/// Transformers puts AWQ linears in place of all but the head.
+fn auto_awq(modules: &[QuantizedModule]) -> (Outcome, String) {
+    match modules.iter().find(|module| module.name == "lm_head") {
+        Some(_) => (Outcome::Refuses, "`lm_head`: the head is expected in full precision".into()),
+        None => (Outcome::Loads, "on a GPU, in float16".into()),
+    }
 }
 
 /// compressed-tensors: Marlin, where it can't the ExLlama kernels, which have no zero-points there.
@@ -430,13 +447,17 @@ mod tests {
         let mut asymmetric = module("down_proj", 4096, 11008, 4, Some(128));
         asymmetric.spec.symmetric = false;
         for target in [Target::Awq, Target::CompressedTensors] {
-            assert_eq!(outcomes(target, &[asymmetric.clone()]), [Loads, Loads]);
-            assert_eq!(outcomes(target, &[module("o_proj", 576, 576, 4, Some(64))]), [LoadsSlower, Refuses]);
+            assert_eq!(outcomes(target, &[asymmetric.clone()]), [Loads; 3]);
+            assert_eq!(outcomes(target, &[module("o_proj", 576, 576, 4, Some(64))]), [LoadsSlower, Loads, Refuses]);
         }
-        assert_eq!(outcomes(Target::Awq, &[module("o_proj", 576, 576, 4, None)]), [Refuses, Refuses]);
+        assert_eq!(outcomes(Target::Awq, &[module("o_proj", 576, 576, 4, None)]), [Refuses, Loads, Refuses]);
         asymmetric.spec.bits = 8;
-        assert_eq!(outcomes(Target::CompressedTensors, &[asymmetric]), [Refuses, Refuses]);
-        assert_eq!(outcomes(Target::CompressedTensors, &[module("lm_head", 4096, 4096, 4, None)]), [Refuses, Loads]);
+        assert_eq!(outcomes(Target::CompressedTensors, &[asymmetric]), [Refuses, Loads, Refuses]);
+        assert_eq!(outcomes(Target::Awq, &[module("lm_head", 4096, 4096, 4, Some(128))]), [Loads, Refuses, Loads]);
+        assert_eq!(
+            outcomes(Target::CompressedTensors, &[module("lm_head", 4096, 4096, 4, None)]),
+            [Refuses, Loads, Loads]
+        );
         assert!(verdicts(&[module("o_proj", 576, 576, 4, None)], Target::Dequantized(None), None).is_empty());
     }
 

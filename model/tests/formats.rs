@@ -180,7 +180,8 @@ fn replaced_tensors_take_the_place_of_the_source_s() {
     let changed = ["model.layers.0.input_layernorm.weight", "model.layers.1.self_attn.v_proj.bias"];
     let replaced = |name: &str| Ok(changed.contains(&name).then(|| vec![0.5; source.tensors.shape(name).unwrap()[0]]));
     let load = |index: usize| Ok(matrix(index as u64 + 1, &modules[index]));
-    let write = |replaced: Replaced| write(&bench.path("out"), Target::Awq, &contents(&source, &modules, &load, replaced));
+    let write =
+        |replaced: Replaced| write(&bench.path("out"), Target::Awq, &contents(&source, &modules, &load, replaced));
     write(&replaced).unwrap();
     let stored = read_tensors(&bench.path("out/model.safetensors"));
     assert_eq!(stored[changed[0]], (Dtype::F32, vec![64], toy::encode(Dtype::F32, &[0.5; 64])));
@@ -220,13 +221,18 @@ fn settings_are_those_that_loaders_know() {
     // Two kinds of settings name their linears.
     modules[2].spec = free(8, None, false);
     bench.write("compressed-tensors", shared, &modules).unwrap();
-    let others: Vec<&str> = modules.iter().map(|module| &*module.name).filter(|name| *name != modules[2].name).collect();
+    let others: Vec<&str> =
+        modules.iter().map(|module| &*module.name).filter(|name| *name != modules[2].name).collect();
     group["targets"] = json!(others);
     expected["config_groups"]["group_0"] = group.clone();
     group["targets"] = json!([modules[2].name]);
-    for (key, value) in
-        [("num_bits", json!(8)), ("symmetric", json!(false)), ("strategy", json!("channel")), ("group_size", Value::Null), ("actorder", Value::Null)]
-    {
+    for (key, value) in [
+        ("num_bits", json!(8)),
+        ("symmetric", json!(false)),
+        ("strategy", json!("channel")),
+        ("group_size", Value::Null),
+        ("actorder", Value::Null),
+    ] {
         group["weights"][key] = value;
     }
     expected["config_groups"]["group_1"] = group;
@@ -282,9 +288,13 @@ fn tensors_that_contradict_the_settings_are_refused_by_name() {
         ("awq", "qweight`: has shape [0, 8], which holds nothing", &|t| {
             set(t, "qweight", |q| (q.1, q.2) = (vec![0, 8], Vec::new()));
         }),
-        ("awq", "qzeros`: has shape [4, 6], not [3, 8] as 96 inputs, 64 outputs, 4 bits and group size 32 make it", &|t| {
-            set(t, "qzeros", |q| q.1 = vec![4, 6]);
-        }),
+        (
+            "awq",
+            "qzeros`: has shape [4, 6], not [3, 8] as 96 inputs, 64 outputs, 4 bits and group size 32 make it",
+            &|t| {
+                set(t, "qzeros", |q| q.1 = vec![4, 6]);
+            },
+        ),
         ("awq", "scales`: is of type BF16, not F16", &|t| set(t, "scales", |q| q.0 = Dtype::BF16)),
         ("awq", "scales`: is missing in the safetensors files", &|t| {
             t.remove(&format!("{DOWN}.scales"));
@@ -292,10 +302,14 @@ fn tensors_that_contradict_the_settings_are_refused_by_name() {
         ("awq", "qzeros`: has no `model.layers.1.mlp.down_proj.qweight` beside it", &|t| {
             t.remove(&format!("{DOWN}.qweight"));
         }),
-        ("compressed-tensors", "weight_packed`: has shape [32, 24], which no 32 x 96 matrix of 4 bits packs into", &|t| {
-            set(t, "weight_packed", |q| q.1 = vec![32, 24]);
-            set(t, "weight_shape", |q| q.2[0] = 32);
-        }),
+        (
+            "compressed-tensors",
+            "weight_packed`: has shape [32, 24], which no 32 x 96 matrix of 4 bits packs into",
+            &|t| {
+                set(t, "weight_packed", |q| q.1 = vec![32, 24]);
+                set(t, "weight_shape", |q| q.2[0] = 32);
+            },
+        ),
         ("compressed-tensors", "weight_shape`: holds [64, -1], but there are 64 rows of codes", &|t| {
             set(t, "weight_shape", |q| q.2[8..].fill(255));
         }),
@@ -367,7 +381,10 @@ fn compressed_settings_that_are_wrong_or_contradict_the_tensors_are_refused() {
     let outer = [
         (json!({"format": "int-quantized"}), "the compressed-tensors format `int-quantized` is not supported"),
         (json!({"format": null}), "the quantization setting `format` is missing"),
-        (json!({"quantization_status": "frozen"}), "a checkpoint whose `quantization_status` is `frozen` is not supported"),
+        (
+            json!({"quantization_status": "frozen"}),
+            "a checkpoint whose `quantization_status` is `frozen` is not supported",
+        ),
         (json!({"kv_cache_scheme": {"num_bits": 8}}), "a checkpoint with `kv_cache_scheme` is not supported"),
         (json!({"config_groups": []}), "quantization setting `config_groups` is []"),
         (json!({"config_groups": {}}), "the settings say that this module is left in full precision"),
@@ -451,7 +468,7 @@ fn inspection_says_what_is_there_and_who_loads_it() {
         let inspection = model::inspect::inspect(&bench.path(format).to_string_lossy()).unwrap();
         assert_eq!((&*inspection.format, &inspection.problems), (format, &Vec::new()));
         assert_eq!(inspection.modules[0].settings, "4 bits, groups of 32, asymmetric");
-        assert_eq!((inspection.modules[0].modules, inspection.runtimes.len()), (14, 2));
+        assert_eq!((inspection.modules[0].modules, inspection.runtimes.len()), (14, 3));
     }
 }
 

@@ -55,7 +55,8 @@ pub fn write_converted(
     let earlier = |name: &str| std::fs::read(source.join(name)).ok();
     let original: Option<Value> = earlier("caliper.json").and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let name = display_name(input);
-    let same = if format.holds_integers() { "integers, scales and zero-points are" } else { "weights are, rounded once," };
+    let same =
+        if format.holds_integers() { "integers, scales and zero-points are" } else { "weights are, rounded once," };
     let mut text = format!(
         "---\npipeline_tag: text-generation\ntags:\n- {}\n- caliper\n---\n\n# {name}, {format}\n\nMade by {TOOL} from the checkpoint `{name}` ({input_format}): the {same} those of it.\n\n## How to make it again\n\n    quantize convert {name} --format {format} --out OUT\n",
         tag(format)

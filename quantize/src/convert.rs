@@ -14,7 +14,10 @@ use model::{
 };
 use serde::Serialize;
 use serde_json::Value;
-use std::{fmt::Write, path::Path, path::PathBuf};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 /// What the user asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,7 +115,8 @@ impl Converted {
         }
         let Proof { modules, codes, .. } = self.proof;
         if codes > 0 {
-            let _ = writeln!(text, "proof: {modules} modules ({codes} integers) read back equal to those of the input\n");
+            let _ =
+                writeln!(text, "proof: {modules} modules ({codes} integers) read back equal to those of the input\n");
         }
         let written: Vec<String> = self.outputs.iter().map(|output| output.path.display().to_string()).collect();
         let _ = write!(text, "written: {}", written.join(", "));
@@ -182,7 +186,8 @@ fn check_zero_points(surveyed: &[Survey], formats: &[Target]) -> Result<(), Quan
     for &format in formats {
         let smallest = format.smallest_zero();
         if let Some(found) = surveyed.iter().find(|found| found.smallest_zero < smallest) {
-            let what = format!("has the zero-point {}, and {smallest} is the smallest; gptq_v2 holds it", found.smallest_zero);
+            let what =
+                format!("has the zero-point {}, and {smallest} is the smallest; gptq_v2 holds it", found.smallest_zero);
             let source = ModelError::Tensor { tensor: found.module.name.clone(), what };
             return Err(QuantizeError::Format { format, source });
         }

@@ -16,7 +16,7 @@ fn of_format(modules: &[QuantizedModule], format: Target, config: &Config, named
     let prefix = if named { format!("{format}: ") } else { String::new() };
     verdicts(modules, format, Some(config))
         .into_iter()
-        .filter(|verdict| matches!(verdict.runtime, Runtime::Vllm | Runtime::GptqModel))
+        .filter(|verdict| !matches!(verdict.runtime, Runtime::Marlin | Runtime::ExLlama))
         .filter(|verdict| verdict.outcome != Outcome::Loads)
         .map(|verdict| format!("{prefix}{} {}: {}", verdict.runtime, verdict.outcome, verdict.reason))
         .collect()

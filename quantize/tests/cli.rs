@@ -355,14 +355,27 @@ fn formats_that_can_t_hold_the_settings_are_refused_before_work_starts() {
     let bench = Bench::new(&Toy { blocks: 1 });
     let q_proj = "tensor `model.layers.0.self_attn.q_proj`";
     for (arguments, wanted) in [
-        ("--bits 3 --format gptq,awq", format!("--format awq can't hold this: {q_proj}: 3 bits: AWQ files hold 4 bits only")),
-        ("--bits 2 --format compressed-tensors", format!("{q_proj}: 2 bits: compressed-tensors files hold 4 or 8 bits")),
-        ("--act-order desc --format awq", format!("{q_proj}: its columns are in act-order (desc), and AWQ files have no group index")),
-        ("--group-size 40 --format awq", format!("{q_proj}: groups of 40 columns do not divide 64 inputs; [16, 32, 64] would")),
+        (
+            "--bits 3 --format gptq,awq",
+            format!("--format awq can't hold this: {q_proj}: 3 bits: AWQ files hold 4 bits only"),
+        ),
+        (
+            "--bits 2 --format compressed-tensors",
+            format!("{q_proj}: 2 bits: compressed-tensors files hold 4 or 8 bits"),
+        ),
+        (
+            "--act-order desc --format awq",
+            format!("{q_proj}: its columns are in act-order (desc), and AWQ files have no group index"),
+        ),
+        (
+            "--group-size 40 --format awq",
+            format!("{q_proj}: groups of 40 columns do not divide 64 inputs; [16, 32, 64] would"),
+        ),
         ("--override *.up_proj:group-size=16 --format awq", "AWQ files have one group size for all linears".to_owned()),
         ("--format awq,awq", "--format names `awq` twice".to_owned()),
     ] {
-        let error = bench.fail(&format!("{SMALL} {arguments}").replace("--group-size 32 --group-size", "--group-size"), "out");
+        let error =
+            bench.fail(&format!("{SMALL} {arguments}").replace("--group-size 32 --group-size", "--group-size"), "out");
         assert!(error.contains(&wanted), "{arguments}: {error}");
         assert!(!bench.path("out").exists() && !bench.path("out.partial").exists(), "{arguments} left something");
     }
