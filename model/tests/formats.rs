@@ -134,11 +134,12 @@ fn dequantized_weights_are_rounded_once_and_nothing_says_they_were_quantized() {
     }
     let config = json_file(&bench.path("dequantized/config.json"));
     assert!(config.get("quantization_config").is_none() && config["torch_dtype"] == "bfloat16");
-    for (format, dtype, round) in [
-        ("dequantized:float16", Dtype::F16, (|w| f16::from_f32(w).to_f32()) as fn(f32) -> f32),
+    let types: [(&str, Dtype, fn(f32) -> f32); 3] = [
+        ("dequantized:float16", Dtype::F16, |w| f16::from_f32(w).to_f32()),
         ("dequantized:bfloat16", Dtype::BF16, |w| bf16::from_f32(w).to_f32()),
         ("dequantized:float32", Dtype::F32, |w| w),
-    ] {
+    ];
+    for (format, dtype, round) in types {
         let read = bench.write(format, modules[0].spec, &modules).unwrap();
         for index in 0..modules.len() {
             let rounded: Vec<f32> = expected(index).into_iter().map(round).collect();
