@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use kernels::{ActOrder, QuantSpec, QuantizedMatrix};
 use model::{
     Checkpoint, ModelError,
-    format::{Contents, QuantizedModule, Target, write},
+    format::{Contents, QuantizedModule, Replaced, Target, write},
 };
 use proptest::prelude::*;
 use safetensors::Dtype;
@@ -152,13 +152,11 @@ fn dequantized_weights_are_rounded_once_and_nothing_says_they_were_quantized() {
     }
 }
 
-type Replaced<'a> = &'a (dyn Fn(&str) -> Result<Option<Vec<f32>>, ModelError> + Sync);
-
 fn contents<'a>(
     source: &'a Checkpoint,
     modules: &'a [QuantizedModule],
     load: &'a (dyn Fn(usize) -> Result<QuantizedMatrix, ModelError> + Sync),
-    replaced: Replaced<'a>,
+    replaced: &'a Replaced<'a>,
 ) -> Contents<'a> {
     Contents {
         source,
@@ -182,7 +180,7 @@ fn replaced_tensors_take_the_place_of_the_source_s() {
     let replaced = |name: &str| Ok(changed.contains(&name).then(|| vec![0.5; source.tensors.shape(name).unwrap()[0]]));
     let load = |index: usize| Ok(matrix(index as u64 + 1, &modules[index]));
     let write =
-        |replaced: Replaced| write(&bench.path("out"), Target::Awq, &contents(&source, &modules, &load, replaced));
+        |replaced: &Replaced| write(&bench.path("out"), Target::Awq, &contents(&source, &modules, &load, replaced));
     write(&replaced).unwrap();
     let stored = read_tensors(&bench.path("out/model.safetensors"));
     assert_eq!(stored[changed[0]], (Dtype::F32, vec![64], toy::encode(Dtype::F32, &[0.5; 64])));
