@@ -10,7 +10,7 @@ use crate::{
 use calibration::Manifest;
 use console::files::write_atomically;
 use kernels::ActOrder;
-use model::format::gptq::Version;
+use model::format::Target;
 use serde_json::{Value, json};
 use std::{fmt::Write, path::Path};
 
@@ -23,6 +23,8 @@ pub struct Provenance<'a> {
     pub model: &'a str,
     /// The options.
     pub options: &'a Options,
+    /// The format of this folder.
+    pub format: Target,
     /// Everything that shapes the output, as in the journal's plan.
     pub plan: &'a Value,
     /// The calibration set.
@@ -39,6 +41,41 @@ pub fn write(folder: &Path, provenance: &Provenance<'_>) -> Result<(), QuantizeE
         Some(manifest) => put(&folder.join("calibration.json"), &pretty(manifest)),
         None => Ok(()),
     }
+}
+
+/// The same for a checkpoint that was converted: how its integers were made stands in the `caliper.json` of the folder
+/// `source`, if it has one.
+pub fn write_converted(
+    folder: &Path,
+    input: &str,
+    source: &Path,
+    input_format: &str,
+    format: Target,
+) -> Result<(), QuantizeError> {
+    let earlier = |name: &str| std::fs::read(source.join(name)).ok();
+    let original: Option<Value> = earlier("caliper.json").and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let name = display_name(input);
+    let same =
+        if format.holds_integers() { "integers, scales and zero-points are" } else { "weights are, rounded once," };
+    let mut text = format!(
+        "---\npipeline_tag: text-generation\ntags:\n- {}\n- caliper\n---\n\n# {name}, {format}\n\nMade by {TOOL} from the checkpoint `{name}` ({input_format}): the {same} those of it.\n\n## How to make it again\n\n    quantize convert {name} --format {format} --out OUT\n",
+        tag(format)
+    );
+    if original.is_some() {
+        text += "\n`caliper.json` holds, under `original`, how that checkpoint was made.\n";
+    }
+    put(&folder.join("README.md"), text.as_bytes())?;
+    let converted = json!({ "from": name, "from_format": input_format, "format": format });
+    put(&folder.join("caliper.json"), &pretty(&json!({ "tool": TOOL, "converted": converted, "original": original })))?;
+    match earlier("calibration.json") {
+        Some(bytes) => put(&folder.join("calibration.json"), &bytes),
+        None => Ok(()),
+    }
+}
+
+/// The tag that hubs know a format by.
+fn tag(format: Target) -> String {
+    format.to_string().split([':', '_']).next().unwrap_or_default().to_owned()
 }
 
 /// `caliper.json`: the plan and what came of it.
@@ -76,8 +113,10 @@ fn card(provenance: &Provenance<'_>) -> String {
     let base =
         if model == provenance.model && model.contains('/') { format!("base_model: {model}\n") } else { String::new() };
     let mut text = format!(
-        "---\n{base}pipeline_tag: text-generation\ntags:\n- gptq\n- {bits}-bit\n- caliper\n---\n\n# {model}, {bits} bits\n\nMade by {TOOL} from `{model}`.\n",
+        "---\n{base}pipeline_tag: text-generation\ntags:\n- {format}\n- {bits}-bit\n- caliper\n---\n\n# {model}, {bits} bits\n\nMade by {TOOL} from `{model}`, format {target}.\n",
         bits = options.bits,
+        format = tag(provenance.format),
+        target = provenance.format,
     );
     text += &settings_section(options);
     text += &calibration_section(provenance.manifest);
@@ -166,9 +205,7 @@ fn command(provenance: &Provenance<'_>) -> String {
         push("act-order", name_of(&options.act_order));
         push("damping", options.damping.to_string());
     }
-    if options.zero_points == Version::V2 {
-        push("zero-points", "v2".to_owned());
-    }
+    push("format", formats(options));
     options.overrides.iter().for_each(|text| push("override", format!("'{text}'")));
     options.skip.iter().for_each(|glob| push("skip", format!("'{glob}'")));
     if options.lm_head {
@@ -186,6 +223,11 @@ fn command(provenance: &Provenance<'_>) -> String {
     words.insert(1, if options.symmetric { "--symmetric" } else { "--asymmetric" }.to_owned());
     words.push("--out OUT".to_owned());
     words.join(" ")
+}
+
+/// The formats as the command line takes them.
+fn formats(options: &Options) -> String {
+    options.formats.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// An enum as the command line spells it.
@@ -207,7 +249,7 @@ impl Options {
             ("group size", group),
             ("grid", if self.symmetric { "symmetric" } else { "asymmetric" }.to_owned()),
             ("scale search", name_of(&self.scale_search)),
-            ("zero-points", name_of(&self.zero_points)),
+            ("format", formats(self)),
         ];
         if self.method == Method::Gptq {
             rows.push(("act-order", act_order_described(self.act_order).to_owned()));
@@ -245,8 +287,9 @@ fn put(path: &Path, bytes: &[u8]) -> Result<(), QuantizeError> {
 
 /// What the proof says, for people.
 pub fn proof_sentence(proof: &Proof) -> String {
+    let formats = if proof.formats == 1 { String::new() } else { format!(" from each of {} formats", proof.formats) };
     format!(
-        "proof: {} modules ({} integers) read back equal to the solver's, bit for bit, and so are the weights whose errors are listed",
+        "proof: {} modules ({} integers) read back{formats} equal to the solver's, bit for bit, and so are the weights whose errors are listed",
         proof.modules, proof.codes
     )
 }

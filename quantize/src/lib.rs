@@ -1,4 +1,5 @@
-//! Quantizing a model: round-to-nearest and GPTQ, from a checkpoint and a calibration text to a proven checkpoint.
+//! Quantizing a model: round-to-nearest and GPTQ, from a checkpoint and a calibration text to a proven checkpoint in
+//! one or several formats; and converting between formats.
 //!
 //! ```text
 //! Options ─plan─▶ ValidPlan ─job─▶ blocks, one at a time ─gptq | rtn─▶ journal ─write, prove, card─▶ OUT
@@ -9,7 +10,9 @@
 //! on the checkpoint, by another program.
 
 pub mod card;
+pub mod convert;
 pub mod error;
+mod files;
 pub mod gptq;
 pub mod hessian;
 pub mod job;
@@ -26,6 +29,7 @@ pub mod solver;
 pub mod visitor;
 pub mod warnings;
 
+pub use convert::Conversion;
 pub use error::QuantizeError;
 pub use hessian::Hessian;
 pub use job::{Job, Request};
