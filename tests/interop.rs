@@ -9,7 +9,10 @@
 mod toy;
 
 use kernels::{ActOrder, QuantSpec};
-use model::{Checkpoint, format::gptq::Version};
+use model::{
+    Checkpoint,
+    format::{Target, gptq::Version},
+};
 use std::io::Write as _;
 use std::{fs, path::Path, process::Command};
 
@@ -44,7 +47,7 @@ fn compare(python: &str, shared: QuantSpec, version: Version) {
     let mut modules = toy::all_modules(shared);
     modules[6].spec = QuantSpec { bits: if shared.bits == 4 { 3 } else { 4 }, group_size: None, ..shared };
     modules.pop();
-    toy::write_checkpoint(&source, &checkpoint, shared, &modules, version, 20_000).unwrap();
+    toy::write_checkpoint(&source, &checkpoint, shared, &modules, Target::Gptq(version), 20_000).unwrap();
     let mut found = read_with_python(python, &checkpoint, &out);
     found.sort();
     let mut expected: Vec<&str> = modules.iter().map(|module| &*module.name).collect();

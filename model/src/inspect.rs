@@ -12,7 +12,7 @@ mod packed;
 use crate::{
     Config, ModelError, checkpoint,
     format::{
-        TensorSource, gguf,
+        Target, TensorSource, gguf,
         gptq::{GptqFolder, Settings},
         huggingface::SafetensorsFolder,
     },
@@ -210,7 +210,7 @@ fn judge_gptq(folder: &Path, checkpoint: &GptqFolder, config_json: &Value, linea
     Judged {
         format: settings.version.name().into(),
         groups: Some(groups),
-        runtimes: runtimes::verdicts(&modules, settings.version, config.as_ref()),
+        runtimes: runtimes::verdicts(&modules, Target::Gptq(settings.version), config.as_ref()),
         problems: Vec::new(),
     }
 }

@@ -14,7 +14,7 @@
 use crate::{
     Config,
     config::Family,
-    format::gptq::{QuantizedModule, Version},
+    format::{QuantizedModule, Target, gptq::Version},
 };
 use kernels::ActOrder;
 use serde::{Deserialize, Serialize};
@@ -92,8 +92,16 @@ pub struct Verdict {
     pub reason: String,
 }
 
-/// A verdict for each of [`Runtime::ALL`] on a checkpoint of `modules`; `config` where the architecture is known.
-pub fn verdicts(modules: &[QuantizedModule], version: Version, config: Option<&Config>) -> Vec<Verdict> {
+/// A verdict for each of [`Runtime::ALL`] on a checkpoint of `modules` in a format; `config` where the architecture is
+/// known. None on float weights.
+pub fn verdicts(modules: &[QuantizedModule], target: Target, config: Option<&Config>) -> Vec<Verdict> {
+    match target {
+        Target::Gptq(version) => gptq(modules, version, config),
+        Target::Dequantized(_) => Vec::new(),
+    }
+}
+
+fn gptq(modules: &[QuantizedModule], version: Version, config: Option<&Config>) -> Vec<Verdict> {
     let judge = |runtime| {
         let (outcome, reason) = match runtime {
             Runtime::Vllm => vllm(modules, config),
@@ -272,7 +280,8 @@ mod tests {
     }
 
     fn outcomes(modules: &[QuantizedModule]) -> [Outcome; 4] {
-        let outcomes: Vec<Outcome> = verdicts(modules, Version::V1, None).iter().map(|v| v.outcome).collect();
+        let outcomes: Vec<Outcome> =
+            verdicts(modules, Target::Gptq(Version::V1), None).iter().map(|v| v.outcome).collect();
         outcomes.try_into().unwrap()
     }
 
@@ -300,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_ragged_group_is_refused_with_the_sizes_that_divide() {
-        let verdicts = verdicts(&[module("o_proj", 576, 576, 4, Some(128))], Version::V1, None);
+        let verdicts = verdicts(&[module("o_proj", 576, 576, 4, Some(128))], Target::Gptq(Version::V1), None);
         assert_eq!(verdicts[0].outcome, Refuses);
         assert_eq!(verdicts[0].reason, "`o_proj`: group size 128 does not divide 576 inputs; [16, 32, 64] would");
         assert_eq!(verdicts[1].outcome, LoadsSlower);
@@ -312,7 +321,7 @@ mod tests {
         let mut ordered = module("down_proj", 4096, 4096, 4, Some(128));
         ordered.spec.act_order = ActOrder::Desc;
         assert_eq!(outcomes(&[ordered.clone()]), [LoadsSlower; 4]);
-        let verdicts = verdicts(&[ordered], Version::V2, None);
+        let verdicts = verdicts(&[ordered], Target::Gptq(Version::V2), None);
         assert!(verdicts.iter().all(|verdict| verdict.reason.ends_with("knows `gptq_v2`")), "{verdicts:?}");
     }
 
@@ -324,7 +333,7 @@ mod tests {
         modules[2].spec.bits = 8;
         assert_eq!(outcomes(&modules), [Refuses, Loads, Loads, Refuses]);
         modules.pop();
-        let reason = &verdicts(&modules, Version::V1, None)[0].reason;
+        let reason = &verdicts(&modules, Target::Gptq(Version::V1), None)[0].reason;
         assert_eq!(reason, "`l.self_attn.q_proj` is quantized but `l.self_attn.v_proj` is not; vLLM fuses them");
     }
 

@@ -8,8 +8,8 @@ use kernels::{ActOrder, QuantSpec};
 use model::{
     Checkpoint,
     format::{
-        StoredType, TensorSource,
-        gptq::{GptqFolder, QuantizedModule, Version, check_shape},
+        QuantizedModule, StoredType, Target, TensorSource,
+        gptq::{GptqFolder, Version},
         huggingface::SafetensorsFolder,
     },
     inspect::inspect,
@@ -28,6 +28,7 @@ use toy::{
 };
 
 const GIGABYTE: u64 = 1 << 30;
+const V1: Target = Target::Gptq(Version::V1);
 
 struct Bench {
     folder: TempDir,
@@ -49,7 +50,7 @@ impl Bench {
     }
 
     fn write(&self, shared: QuantSpec, modules: &[QuantizedModule]) -> Result<(), model::ModelError> {
-        write_checkpoint(&self.source(), &self.out(), shared, modules, Version::V1, GIGABYTE)
+        write_checkpoint(&self.source(), &self.out(), shared, modules, V1, GIGABYTE)
     }
 
     fn open(&self) -> Result<Checkpoint, model::ModelError> {
@@ -71,7 +72,7 @@ fn what_is_written_is_read_back_bit_for_bit() {
             let smallest_zero = u8::from(version == Version::V1);
             let shared = QuantSpec { act_order, smallest_zero, ..spec(bits, group_size, symmetric) };
             let modules = all_modules(shared);
-            write_checkpoint(&bench.source(), &bench.out(), shared, &modules, version, GIGABYTE).unwrap();
+            write_checkpoint(&bench.source(), &bench.out(), shared, &modules, Target::Gptq(version), GIGABYTE).unwrap();
             let read = bench.open().unwrap();
             for (index, module) in modules.iter().enumerate() {
                 let written = matrix(index as u64 + 1, module);
@@ -186,7 +187,7 @@ fn shards_stay_below_their_limit_and_two_runs_give_the_same_bytes() {
     let modules = all_modules(spec(4, Some(32), true));
     let (one, other) = (bench.folder.path().join("one"), bench.folder.path().join("other"));
     for folder in [&one, &other] {
-        write_checkpoint(&bench.source(), folder, spec(4, Some(32), true), &modules, Version::V1, 6_000).unwrap();
+        write_checkpoint(&bench.source(), folder, spec(4, Some(32), true), &modules, V1, 6_000).unwrap();
     }
     assert_eq!(files(&one), files(&other));
     let index = json_file(&one.join("model.safetensors.index.json"));
@@ -241,12 +242,13 @@ fn what_cannot_be_stored_is_refused() {
     let mut wrong = all_modules(plain);
     wrong[0].inputs = 32;
     assert!(message(plain, &wrong).contains("is [64, 64] in the source, but [64, 32] quantized"));
+    let module = |outputs, inputs| QuantizedModule { name: "lm_head".into(), outputs, inputs, spec: plain };
     assert_eq!(
-        check_shape("lm_head", 49153, 576).unwrap_err().to_string(),
+        V1.check(&[module(49153, 576)]).unwrap_err().to_string(),
         "tensor `lm_head`: 49153 outputs are not a multiple of 32, which GPTQ files need on both axes: leave this module \
          in full precision"
     );
-    assert!(check_shape("x", 32, 0).is_err() && check_shape("x", 32, 64).is_ok());
+    assert!(V1.check(&[module(32, 0)]).is_err() && V1.check(&[module(32, 64)]).is_ok());
 }
 
 #[test]

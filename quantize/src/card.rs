@@ -10,7 +10,7 @@ use crate::{
 use calibration::Manifest;
 use console::files::write_atomically;
 use kernels::ActOrder;
-use model::format::gptq::Version;
+use model::format::Target;
 use serde_json::{Value, json};
 use std::{fmt::Write, path::Path};
 
@@ -23,6 +23,8 @@ pub struct Provenance<'a> {
     pub model: &'a str,
     /// The options.
     pub options: &'a Options,
+    /// The format of this folder.
+    pub format: Target,
     /// Everything that shapes the output, as in the journal's plan.
     pub plan: &'a Value,
     /// The calibration set.
@@ -76,8 +78,10 @@ fn card(provenance: &Provenance<'_>) -> String {
     let base =
         if model == provenance.model && model.contains('/') { format!("base_model: {model}\n") } else { String::new() };
     let mut text = format!(
-        "---\n{base}pipeline_tag: text-generation\ntags:\n- gptq\n- {bits}-bit\n- caliper\n---\n\n# {model}, {bits} bits\n\nMade by {TOOL} from `{model}`.\n",
+        "---\n{base}pipeline_tag: text-generation\ntags:\n- {format}\n- {bits}-bit\n- caliper\n---\n\n# {model}, {bits} bits\n\nMade by {TOOL} from `{model}`, format {target}.\n",
         bits = options.bits,
+        format = provenance.format.to_string().split([':', '_']).next().unwrap_or_default(),
+        target = provenance.format,
     );
     text += &settings_section(options);
     text += &calibration_section(provenance.manifest);
@@ -166,9 +170,7 @@ fn command(provenance: &Provenance<'_>) -> String {
         push("act-order", name_of(&options.act_order));
         push("damping", options.damping.to_string());
     }
-    if options.zero_points == Version::V2 {
-        push("zero-points", "v2".to_owned());
-    }
+    push("format", formats(options));
     options.overrides.iter().for_each(|text| push("override", format!("'{text}'")));
     options.skip.iter().for_each(|glob| push("skip", format!("'{glob}'")));
     if options.lm_head {
@@ -186,6 +188,11 @@ fn command(provenance: &Provenance<'_>) -> String {
     words.insert(1, if options.symmetric { "--symmetric" } else { "--asymmetric" }.to_owned());
     words.push("--out OUT".to_owned());
     words.join(" ")
+}
+
+/// The formats as the command line takes them.
+fn formats(options: &Options) -> String {
+    options.formats.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// An enum as the command line spells it.
@@ -207,7 +214,7 @@ impl Options {
             ("group size", group),
             ("grid", if self.symmetric { "symmetric" } else { "asymmetric" }.to_owned()),
             ("scale search", name_of(&self.scale_search)),
-            ("zero-points", name_of(&self.zero_points)),
+            ("format", formats(self)),
         ];
         if self.method == Method::Gptq {
             rows.push(("act-order", act_order_described(self.act_order).to_owned()));
@@ -245,8 +252,9 @@ fn put(path: &Path, bytes: &[u8]) -> Result<(), QuantizeError> {
 
 /// What the proof says, for people.
 pub fn proof_sentence(proof: &Proof) -> String {
+    let formats = if proof.formats == 1 { String::new() } else { format!(" from each of {} formats", proof.formats) };
     format!(
-        "proof: {} modules ({} integers) read back equal to the solver's, bit for bit, and so are the weights whose errors are listed",
+        "proof: {} modules ({} integers) read back{formats} equal to the solver's, bit for bit, and so are the weights whose errors are listed",
         proof.modules, proof.codes
     )
 }

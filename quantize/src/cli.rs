@@ -5,13 +5,13 @@ use calibration::{Inputs, Packing, Sequence, WindowOptions};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use console::generated::Kind;
 use kernels::{ActOrder, ScaleSearch};
-use model::format::gptq::Version;
+use model::format::Target;
 use quantize::{Method, Options, Request};
 use std::{path::PathBuf, thread};
 
 /// Quantize a language model to 2, 3, 4 or 8 bits
 ///
-/// Reads a model and a calibration text and writes a GPTQ checkpoint that other tools load. The work is done a decoder
+/// Reads a model and a calibration text and writes checkpoints that other tools load. The work is done a decoder
 /// block at a time; killed at any moment and started again with the same command, it goes on after the last finished
 /// block, and the result is the same bytes. What was written is read back and compared before success is reported.
 #[derive(Parser)]
@@ -117,9 +117,6 @@ struct Weights {
     /// Quantize the language-model head too; if it is the embedding, it becomes a matrix of its own
     #[arg(long)]
     lm_head: bool,
-    /// How zero-points are stored: v1 is what every loader reads, v2 also holds a zero-point of 0
-    #[arg(long, value_enum, default_value_t = ZeroPointsName::V1)]
-    zero_points: ZeroPointsName,
 }
 
 /// What it is calibrated on.
@@ -174,6 +171,13 @@ struct Resources {
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 struct Output {
+    /// Formats to write from the same integers, separated by commas
+    ///
+    /// `gptq` is what most loaders read; `gptq_v2` also holds a zero-point of 0; `dequantized` is float safetensors, in
+    /// the model's own type or, as `dequantized:float16`, `:bfloat16` or `:float32`, in that one. One format makes OUT
+    /// the checkpoint, several make OUT a folder with a checkpoint for each, named after it.
+    #[arg(long = "format", value_name = "LIST", value_delimiter = ',', default_value = "gptq")]
+    formats: Vec<Target>,
     /// Largest size of a safetensors file
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = size)]
     shard_size: u64,
@@ -200,8 +204,7 @@ impl Run {
         let out = self.out.context("--out is missing")?;
         let wishes = Wishes { dry_run: self.resources.dry_run, json: self.output.json };
         let cores = || thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let options =
-            self.weights.options(self.text.calibration_for(&model), &self.text, &model, self.output.shard_size);
+        let options = self.weights.options(self.text.calibration_for(&model), &self.text, &model, &self.output);
         let request = Request {
             model,
             out,
@@ -236,7 +239,7 @@ impl Text {
 }
 
 impl Weights {
-    fn options(self, calibration: Vec<String>, text: &Text, model: &str, shard_bytes: u64) -> Options {
+    fn options(self, calibration: Vec<String>, text: &Text, model: &str, output: &Output) -> Options {
         Options {
             method: self.method.into(),
             bits: self.bits,
@@ -247,11 +250,11 @@ impl Weights {
             damping: self.damping,
             inputs: self.inputs.into(),
             sequence: self.sequence.into(),
-            zero_points: self.zero_points.into(),
+            formats: output.formats.clone(),
             overrides: self.overrides,
             skip: self.skip,
             lm_head: self.lm_head,
-            shard_bytes,
+            shard_bytes: output.shard_size,
             calibration,
             windows: text.windows(model),
         }
@@ -305,12 +308,6 @@ named!(SequenceName for Sequence {
     Module => Sequence::Module,
     /// All at once
     Block => Sequence::Block,
-});
-named!(ZeroPointsName for Version {
-    /// Minus one
-    V1 => Version::V1,
-    /// As they are
-    V2 => Version::V2,
 });
 
 /// The packing by the name that its crate gives it, so that the two never disagree.

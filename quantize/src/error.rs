@@ -20,6 +20,14 @@ pub enum QuantizeError {
         /// Which setting.
         source: kernels::SpecError,
     },
+    /// A format that can't hold what is to be written.
+    #[error("--format {format} can't hold this: {source}")]
+    Format {
+        /// The format.
+        format: model::format::Target,
+        /// What of it, by the module's name.
+        source: model::ModelError,
+    },
     /// An option that can't be followed.
     #[error("{0}")]
     Option(String),

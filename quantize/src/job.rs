@@ -5,13 +5,16 @@ use crate::{
     card::{self, Provenance},
     preflight::{self, Cost},
     prove::{self, Proof},
-    report::{CalibrationSummary, Totals, mean_error},
+    report::{CalibrationSummary, Output, Totals, mean_error},
     rtn,
     visitor::{self, Quantizer},
 };
 use calibration::{CalibrationSet, domain::Domain, driver};
 use console::{Progress, machine};
-use model::{Checkpoint, Linear, ModelError, Stage, format::gptq};
+use model::{
+    Checkpoint, Linear, ModelError, Stage,
+    format::{self, QuantizedModule, Target, nothing_replaced},
+};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::{
@@ -118,10 +121,9 @@ impl Job {
         self.solve(&journal, resumed)?;
         let walked = walking.elapsed().as_secs_f64();
         let modules = self.reports(&journal)?;
-        let folder = journal.checkpoint_folder();
-        self.write(&folder, &journal, &modules)?;
-        let proof = prove::prove(&folder, &journal, &self.plan)?;
-        publish(&folder, out, &journal)?;
+        let unpublished = journal.checkpoint_folder();
+        let proof = self.write_and_prove(&unpublished, &journal, &modules)?;
+        publish(&unpublished, out, &journal)?;
         let mut outcome = self.outcome(modules, Some(proof))?;
         let tokens = outcome.calibration.as_ref().map(|set| set.tokens);
         outcome.totals.tokens_per_second = tokens.filter(|_| resumed == 0).map(|tokens| tokens as f64 / walked);
@@ -133,7 +135,8 @@ impl Job {
     /// The process died between publishing and clearing up: what is published is complete and proven.
     fn finish_published(&self) -> Result<Outcome, QuantizeError> {
         let out = &self.request.out;
-        let (_, modules) = card::read_record(out)
+        let first = self.place(out, self.plan.options.formats[0]);
+        let (_, modules) = card::read_record(&first)
             .filter(|(plan, _)| *plan == self.identity)
             .ok_or_else(|| QuantizeError::OutputExists { path: out.clone() })?;
         Journal::open(out, &self.identity, false)?.remove()?;
@@ -197,42 +200,60 @@ impl Job {
         Ok(reports)
     }
 
-    fn write(&self, folder: &Path, journal: &Journal, modules: &[LayerReport]) -> Result<(), QuantizeError> {
-        if folder.exists() {
-            fs::remove_dir_all(folder).map_err(QuantizeError::io(folder))?;
+    /// Where a format's checkpoint lies: `out` itself, or inside it where there are several.
+    fn place(&self, out: &Path, format: Target) -> PathBuf {
+        if self.plan.options.formats.len() == 1 { out.to_owned() } else { out.join(format.file_name()) }
+    }
+
+    /// Every format into `out`, each read back and compared.
+    fn write_and_prove(&self, out: &Path, journal: &Journal, modules: &[LayerReport]) -> Result<Proof, QuantizeError> {
+        if out.exists() {
+            fs::remove_dir_all(out).map_err(QuantizeError::io(out))?;
         }
-        fs::create_dir_all(folder).map_err(QuantizeError::io(folder))?;
-        let quantized: Vec<gptq::QuantizedModule> = modules.iter().map(written_module).collect();
+        let mut proof = Proof::default();
+        for &format in &self.plan.options.formats {
+            let folder = self.place(out, format);
+            self.write(&folder, format, journal, modules)?;
+            proof = proof.and(prove::prove(&folder, format, journal, &self.plan, &self.checkpoint)?);
+        }
+        Ok(proof)
+    }
+
+    fn write(
+        &self,
+        folder: &Path,
+        format: Target,
+        journal: &Journal,
+        modules: &[LayerReport],
+    ) -> Result<(), QuantizeError> {
+        let quantized: Vec<QuantizedModule> = modules.iter().map(written_module).collect();
         let options = &self.plan.options;
         let manifest = self.calibration.as_ref().map(|set| &set.manifest);
         let load = |index: usize| load_module(journal, &self.plan, &modules[index].module);
-        let contents = gptq::Contents {
+        let contents = format::Contents {
             source: &self.checkpoint,
             spec: self.plan.spec,
             modules: &quantized,
             load: &load,
-            version: options.zero_points,
+            replaced: &nothing_replaced,
             meta: card::meta(options, manifest),
             damping: options.damping,
             true_sequential: options.sequence == calibration::Sequence::Module,
             shard_bytes: options.shard_bytes,
         };
-        gptq::write(folder, &contents)?;
+        format::write(folder, format, &contents)?;
         let model = &self.request.model;
-        card::write(folder, &Provenance { model, options, plan: &self.identity, manifest, modules })
+        card::write(folder, &Provenance { model, options, format, plan: &self.identity, manifest, modules })
     }
 
     fn outcome(&self, modules: Vec<LayerReport>, proof: Option<Proof>) -> Result<Outcome, QuantizeError> {
         let out = &self.request.out;
-        let inspected = model::inspect::inspect(&out.to_string_lossy())?;
+        let outputs = self.plan.options.formats.iter().map(|format| output(*format, &self.place(out, *format)));
         let all: Vec<&LayerReport> = modules.iter().collect();
         let totals = Totals {
             modules: modules.len(),
             error_round_to_nearest: mean_error(&all, |module| module.error_round_to_nearest),
             error: mean_error(&all, |module| module.error),
-            bits_per_weight: inspected.bits_per_quantized_weight,
-            bits_per_weight_all: inspected.bits_per_weight,
-            bytes: inspected.bytes,
             seconds: self.started.elapsed().as_secs_f64(),
             tokens_per_second: None,
             peak_memory: machine::peak_memory(),
@@ -244,9 +265,9 @@ impl Job {
             settings: self.plan.options.clone(),
             calibration: self.calibration.as_ref().map(|set| CalibrationSummary::of(&set.manifest)),
             modules,
+            outputs: outputs.collect::<Result<_, _>>()?,
             totals,
             proof,
-            runtimes: inspected.runtimes,
             warnings: self.plan.warnings.clone(),
         })
     }
@@ -260,13 +281,21 @@ fn calibration_set(options: &Options, checkpoint: &Checkpoint) -> Result<Option<
     Ok(Some(CalibrationSet::build(&domains, &options.windows, checkpoint)?))
 }
 
-fn written_module(report: &LayerReport) -> gptq::QuantizedModule {
-    gptq::QuantizedModule {
-        name: report.module.clone(),
-        outputs: report.outputs,
-        inputs: report.inputs,
-        spec: report.spec,
-    }
+/// What became of `format`, measured at `path`.
+fn output(format: Target, path: &Path) -> Result<Output, QuantizeError> {
+    let inspected = model::inspect::inspect(&path.to_string_lossy())?;
+    Ok(Output {
+        format,
+        path: path.to_owned(),
+        bits_per_weight: inspected.bits_per_quantized_weight,
+        bits_per_weight_all: inspected.bits_per_weight,
+        bytes: inspected.bytes,
+        runtimes: inspected.runtimes,
+    })
+}
+
+fn written_module(report: &LayerReport) -> QuantizedModule {
+    QuantizedModule { name: report.module.clone(), outputs: report.outputs, inputs: report.inputs, spec: report.spec }
 }
 
 fn load_module(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<kernels::QuantizedMatrix, ModelError> {
@@ -291,10 +320,13 @@ fn publish(folder: &Path, out: &Path, journal: &Journal) -> Result<(), QuantizeE
     fs::rename(folder, out).map_err(QuantizeError::io(out))
 }
 
-/// Everything in `folder` on the disk before it takes its final name.
+/// Everything below `folder` on the disk before it takes its final name.
 fn flush(folder: &Path) -> Result<(), QuantizeError> {
     for entry in fs::read_dir(folder).map_err(QuantizeError::io(folder))? {
         let path = entry.map_err(QuantizeError::io(folder))?.path();
+        if path.is_dir() {
+            flush(&path)?;
+        }
         File::open(&path).and_then(|file| file.sync_all()).map_err(QuantizeError::io(&path))?;
     }
     Ok(())

@@ -9,7 +9,7 @@ use kernels::{ActOrder, QuantSpec, ScaleSearch};
 use model::{
     Config, Stage,
     config::LinearLayout,
-    format::gptq::{self, Version},
+    format::{QuantizedModule, Target},
 };
 use serde::{Deserialize, Serialize};
 
@@ -48,8 +48,8 @@ pub struct Options {
     pub inputs: Inputs,
     /// How the linears of a block follow each other.
     pub sequence: Sequence,
-    /// How zero-points are stored.
-    pub zero_points: Version,
+    /// The formats to write, in the order asked for.
+    pub formats: Vec<Target>,
     /// `GLOB:setting=value,...`, later ones over earlier ones.
     pub overrides: Vec<String>,
     /// Globs of modules left in full precision.
@@ -104,7 +104,7 @@ impl Options {
             symmetric: self.symmetric,
             act_order: if gptq { self.act_order } else { ActOrder::None },
             scale_search: self.scale_search,
-            smallest_zero: u8::from(self.zero_points == Version::V1),
+            smallest_zero: self.formats.iter().map(|format| format.smallest_zero()).max().unwrap_or(0),
         };
         spec.check().map_err(|source| QuantizeError::Spec { module: "all modules".to_owned(), source })?;
         Ok(spec)
@@ -119,6 +119,7 @@ impl Options {
                 self.damping
             )));
         }
+        check_formats(&self.formats)?;
         if self.method == Method::Gptq && self.calibration.is_empty() {
             return Err(QuantizeError::Option(
                 "--method gptq needs text to calibrate on: give --calibration FILE, or use --method rtn".to_owned(),
@@ -130,7 +131,9 @@ impl Options {
         if modules.iter().all(|module| module.spec.is_none()) {
             return Err(QuantizeError::Option("nothing is left to quantize: every linear is skipped".to_owned()));
         }
-        let warnings = crate::warnings::of(&modules, self.zero_points, config);
+        let planned: Vec<QuantizedModule> = modules.iter().filter_map(Module::quantized).collect();
+        check_held(&planned, &self.formats)?;
+        let warnings = crate::warnings::of(&planned, &self.formats, config);
         Ok(ValidPlan { options: self, spec, modules, warnings })
     }
 
@@ -154,7 +157,6 @@ impl Options {
             let mut own = *spec;
             overrides.iter().filter(|o| o.matches(&module.name)).for_each(|o| o.apply(&mut own));
             own.check().map_err(|source| QuantizeError::Spec { module: module.name.clone(), source })?;
-            gptq::check_shape(&module.name, module.outputs, module.inputs)?;
             module.spec = Some(own);
         }
         Ok(())
@@ -175,6 +177,32 @@ impl ValidPlan {
     /// The modules that are quantized.
     pub fn quantized(&self) -> impl Iterator<Item = &Module> {
         self.modules.iter().filter(|m| m.spec.is_some())
+    }
+}
+
+/// Refuses an empty list and a format named twice.
+pub fn check_formats(formats: &[Target]) -> Result<(), QuantizeError> {
+    if formats.is_empty() {
+        return Err(QuantizeError::Option("--format names no format".to_owned()));
+    }
+    match formats.iter().enumerate().find(|(place, format)| formats[..*place].contains(format)) {
+        Some((_, twice)) => Err(QuantizeError::Option(format!("--format names `{twice}` twice"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses modules that one of `formats` can't hold.
+pub fn check_held(modules: &[QuantizedModule], formats: &[Target]) -> Result<(), QuantizeError> {
+    formats.iter().try_for_each(|format| {
+        format.check(modules).map_err(|error| QuantizeError::Format { format: *format, source: error })
+    })
+}
+
+impl Module {
+    /// As the formats see it; `None` if it stays in full precision.
+    pub fn quantized(&self) -> Option<QuantizedModule> {
+        let spec = self.spec?;
+        Some(QuantizedModule { name: self.name.clone(), outputs: self.outputs, inputs: self.inputs, spec })
     }
 }
 
@@ -211,6 +239,7 @@ fn head(config: &Config) -> Module {
 mod tests {
     use super::*;
     use calibration::Packing;
+    use model::format::gptq::Version;
     use serde_json::json;
     use std::path::Path;
 
@@ -234,7 +263,7 @@ mod tests {
             damping: 0.01,
             inputs: Inputs::Quantized,
             sequence: Sequence::Module,
-            zero_points: Version::V1,
+            formats: vec![Target::Gptq(Version::V1)],
             overrides: Vec::new(),
             skip: Vec::new(),
             lm_head: false,
@@ -268,10 +297,10 @@ mod tests {
     }
 
     #[test]
-    fn zero_points_and_order_follow_version_and_method() {
+    fn zero_points_and_order_follow_format_and_method() {
         let spec = |options: Options| options.spec().unwrap();
         assert_eq!(spec(options()).smallest_zero, 1);
-        assert_eq!(spec(Options { zero_points: Version::V2, ..options() }).smallest_zero, 0);
+        assert_eq!(spec(Options { formats: vec![Target::Gptq(Version::V2)], ..options() }).smallest_zero, 0);
         assert_eq!(spec(Options { method: Method::Rtn, ..options() }).act_order, ActOrder::None);
         assert_eq!(spec(Options { group_size: -1, ..options() }).group_size, None);
     }

@@ -10,7 +10,11 @@ use crate::{
 };
 use calibration::{Inputs, Sequence, driver};
 use console::machine;
-use model::{Checkpoint, Stage, decoder::Activations, format::StoredType};
+use model::{
+    Checkpoint, Stage,
+    decoder::Activations,
+    format::{StoredType, Target},
+};
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt::Write, path::Path, time::Instant};
 
@@ -126,14 +130,29 @@ fn memory_needed(plan: &ValidPlan, windows: &[Vec<u32>], threads: usize) -> u64 
     BASE_MEMORY + solving + captured + factored + threads as u64 * longest * widest * 4 * WINDOW_COPIES
 }
 
-/// The journal (a byte for a code), the checkpoint, and what is copied of the source.
+/// The journal (a byte for a code), the checkpoints, and what is copied of the source into each.
 fn disk_needed(checkpoint: &Checkpoint, plan: &ValidPlan) -> Result<u64, QuantizeError> {
+    let journal: u64 = plan.quantized().map(|module| weights(module) + module_extras(module)).sum();
+    let copied = copied_bytes(checkpoint, plan)?;
+    let format_bytes = |format: &Target| {
+        let packed = plan.quantized().map(|module| match format.holds_integers() {
+            true => weights(module) * u64::from(module.spec.map_or(16, |spec| spec.bits)) / 8 + module_extras(module),
+            false => weights(module) * 4,
+        });
+        packed.sum::<u64>() + copied
+    };
+    Ok(journal + plan.options.formats.iter().map(format_bytes).sum::<u64>())
+}
+
+/// Scales, zero-points and group index.
+fn module_extras(module: &Module) -> u64 {
+    let groups = module.spec.map_or(0, |spec| module.outputs * spec.groups(module.inputs)) as u64;
+    3 * groups + 4 * module.inputs as u64
+}
+
+/// What stays float.
+fn copied_bytes(checkpoint: &Checkpoint, plan: &ValidPlan) -> Result<u64, QuantizeError> {
     let mut bytes = 0;
-    for module in plan.quantized() {
-        let spec = module.spec.as_ref().expect("quantized modules have settings");
-        let groups = (module.outputs * spec.groups(module.inputs)) as u64;
-        bytes += weights(module) + weights(module) * u64::from(spec.bits) / 8 + 6 * groups + 8 * module.inputs as u64;
-    }
     let kept = plan.modules.iter().filter(|m| m.spec.is_none()).map(|m| format!("{}.weight", m.name));
     for tensor in checkpoint.outer_tensors().into_iter().chain(kept) {
         let width = if checkpoint.tensors.stored_type(&tensor)? == StoredType::F32 { 4 } else { 2 };

@@ -1,59 +1,102 @@
 //! The proof before success is reported: what was written is opened as any loader would, and must give back the
 //! solver's integers, scales, zero-points and group indices bit for bit, and with them the very weights whose output
-//! error was measured. The errors in the report are therefore those of the file.
+//! error was measured. The errors in the report are therefore those of the file. Where a format holds float weights,
+//! they must be those weights rounded once to the stored type.
 
 use crate::{Journal, QuantizeError, plan::ValidPlan};
 use kernels::QuantizedMatrix;
-use model::{Checkpoint, format::TensorSource};
+use model::{
+    Checkpoint,
+    format::{Target, TensorSource},
+};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// What was compared.
+/// What was compared, over all formats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
-    /// Modules read back.
+    /// Formats read back.
+    pub formats: usize,
+    /// Modules read back from each.
     pub modules: usize,
     /// Their integers.
     pub codes: u64,
 }
 
-/// Reads the checkpoint in `folder` back and compares it with the `journal`.
-pub fn prove(folder: &Path, journal: &Journal, plan: &ValidPlan) -> Result<Proof, QuantizeError> {
+impl Proof {
+    /// With the proof of one more format.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { formats: self.formats + other.formats, ..other }
+    }
+}
+
+/// Reads the checkpoint of `format` in `folder` back and compares it with the `journal`; what wasn't quantized came from
+/// `source`.
+pub fn prove(
+    folder: &Path,
+    format: Target,
+    journal: &Journal,
+    plan: &ValidPlan,
+    source: &Checkpoint,
+) -> Result<Proof, QuantizeError> {
     let written = Checkpoint::open(&folder.to_string_lossy())?;
-    let mut proof = Proof::default();
+    let mut proof = Proof { formats: 1, ..Proof::default() };
     for block in 0..plan.blocks() {
         let solved = journal.load(block)?;
-        solved
-            .par_iter()
-            .try_for_each(|(matrix, report)| same_as_written(&report.module, matrix, written.tensors.as_ref()))?;
+        solved.par_iter().try_for_each(|(matrix, report)| {
+            let weight = format.weight(matrix, &source.config_json);
+            same_as_written(&report.module, format, matrix, &weight, written.tensors.as_ref())
+        })?;
         proof.modules += solved.len();
         proof.codes += solved.iter().map(|(matrix, _)| matrix.codes.len() as u64).sum::<u64>();
     }
     Ok(proof)
 }
 
-fn same_as_written(module: &str, solved: &QuantizedMatrix, written: &dyn TensorSource) -> Result<(), QuantizeError> {
-    let differs = |what: &str| Err(QuantizeError::Proof { module: module.to_owned(), what: what.to_owned() });
-    let Some(read) = written.quantized(module)? else { return differs("no quantized matrix was written") };
-    if (read.outputs, read.inputs) != (solved.outputs, solved.inputs) {
-        return differs("the shape read back differs");
+/// Compares linear `module` in `written` with what should be there: the integers of `solved`, if `format` holds them, and
+/// `weight`.
+pub fn same_as_written(
+    module: &str,
+    format: Target,
+    solved: &QuantizedMatrix,
+    weight: &[f32],
+    written: &dyn TensorSource,
+) -> Result<(), QuantizeError> {
+    let differs = |what: &str| {
+        Err(QuantizeError::Proof { module: module.to_owned(), what: format!("{what}, written as {format}") })
+    };
+    if format.holds_integers() {
+        match written.quantized(module)? {
+            None => return differs("no quantized matrix is there"),
+            Some(read) => {
+                if let Some(what) = difference(&read, solved) {
+                    return differs(what);
+                }
+            }
+        }
     }
-    if read.codes != solved.codes {
-        return differs("the integers read back differ");
-    }
-    if !read.scales.iter().map(|s| s.to_bits()).eq(solved.scales.iter().map(|s| s.to_bits())) {
-        return differs("the scales read back differ");
-    }
-    if read.zeros != solved.zeros {
-        return differs("the zero-points read back differ");
-    }
-    if read.group_index != solved.group_index {
-        return differs("the group indices read back differ");
-    }
-    let weights = written.read(&format!("{module}.weight"))?;
-    if !weights.iter().map(|w| w.to_bits()).eq(solved.dequantize().iter().map(|w| w.to_bits())) {
+    let read = written.read(&format!("{module}.weight"))?;
+    if !read.iter().map(|w| w.to_bits()).eq(weight.iter().map(|w| w.to_bits())) {
         return differs("the weights that a loader computes with differ from those whose error was measured");
     }
     Ok(())
+}
+
+/// In what two matrices differ.
+fn difference(read: &QuantizedMatrix, solved: &QuantizedMatrix) -> Option<&'static str> {
+    if (read.outputs, read.inputs) != (solved.outputs, solved.inputs) {
+        return Some("the shape read back differs");
+    }
+    if read.codes != solved.codes {
+        return Some("the integers read back differ");
+    }
+    if !read.scales.iter().map(|s| s.to_bits()).eq(solved.scales.iter().map(|s| s.to_bits())) {
+        return Some("the scales read back differ");
+    }
+    if read.zeros != solved.zeros {
+        return Some("the zero-points read back differ");
+    }
+    (read.group_index != solved.group_index).then_some("the group indices read back differ")
 }

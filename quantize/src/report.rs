@@ -3,7 +3,7 @@
 use crate::{LayerReport, Options, card, prove::Proof};
 use calibration::Manifest;
 use console::{Table, machine};
-use model::{inspect::Inspection, runtimes::Verdict};
+use model::{format::Target, inspect::Inspection, runtimes::Verdict};
 use serde::Serialize;
 use std::{fmt::Write, path::PathBuf};
 
@@ -20,12 +20,12 @@ pub struct Outcome {
     pub calibration: Option<CalibrationSummary>,
     /// Every quantized module.
     pub modules: Vec<LayerReport>,
+    /// What was written, a checkpoint for each format.
+    pub outputs: Vec<Output>,
     /// Sums.
     pub totals: Totals,
     /// What was read back and compared; none where an earlier run had proven and published it.
     pub proof: Option<Proof>,
-    /// What each runtime will do with the checkpoint.
-    pub runtimes: Vec<Verdict>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -41,6 +41,23 @@ pub struct CalibrationSummary {
     pub tokens_sha256: String,
 }
 
+/// A checkpoint that was written.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Output {
+    /// Its format.
+    pub format: Target,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Bits per weight of the quantized linears on disk, scales, zero-points and group indices counted.
+    pub bits_per_weight: Option<f64>,
+    /// Bits per weight of the whole checkpoint.
+    pub bits_per_weight_all: f64,
+    /// Bytes of the checkpoint's tensors.
+    pub bytes: u64,
+    /// What each runtime will do with it.
+    pub runtimes: Vec<Verdict>,
+}
+
 /// Sums over a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Totals {
@@ -50,12 +67,6 @@ pub struct Totals {
     pub error_round_to_nearest: Option<f64>,
     /// Mean relative output error as written.
     pub error: Option<f64>,
-    /// Bits per weight of the quantized linears on disk, scales, zero-points and group indices counted.
-    pub bits_per_weight: Option<f64>,
-    /// Bits per weight of the whole checkpoint.
-    pub bits_per_weight_all: f64,
-    /// Bytes of the checkpoint's tensors.
-    pub bytes: u64,
     /// Seconds of this run.
     pub seconds: f64,
     /// Calibration tokens per second of walking the model; none where blocks came from an earlier run.
@@ -108,7 +119,9 @@ impl Outcome {
             let _ = writeln!(text, "{remark}");
         });
         let _ = writeln!(text, "\n{}", self.totals_table());
-        let _ = writeln!(text, "\n{}", runtime_table(&self.runtimes));
+        for output in &self.outputs {
+            let _ = write!(text, "\n{}", output.text());
+        }
         if let Some(proof) = &self.proof {
             let _ = writeln!(text, "\n{}", card::proof_sentence(proof));
         }
@@ -164,11 +177,6 @@ impl Outcome {
         table.row(["modules".to_owned(), totals.modules.to_string()]);
         table.row(["mean error, nearest".to_owned(), scientific(totals.error_round_to_nearest)]);
         table.row(["mean error, written".to_owned(), scientific(totals.error)]);
-        if let Some(bits) = totals.bits_per_weight {
-            table.row(["bits per quantized weight".to_owned(), format!("{bits:.3}")]);
-        }
-        table.row(["bits per weight, all tensors".to_owned(), format!("{:.3}", totals.bits_per_weight_all)]);
-        table.row(["size".to_owned(), machine::bytes(totals.bytes)]);
         table.row(["seconds".to_owned(), format!("{:.1}", totals.seconds)]);
         if let Some(rate) = totals.tokens_per_second {
             table.row(["calibration tokens per second".to_owned(), format!("{rate:.0}")]);
@@ -180,6 +188,23 @@ impl Outcome {
             table.row(["blocks from an earlier run".to_owned(), totals.blocks_resumed.to_string()]);
         }
         table
+    }
+}
+
+impl Output {
+    /// Its figures and the runtimes' verdicts.
+    fn text(&self) -> String {
+        let mut table = Table::new([self.format.to_string(), String::new()]);
+        if let Some(bits) = self.bits_per_weight {
+            table.row(["bits per quantized weight".to_owned(), format!("{bits:.3}")]);
+        }
+        table.row(["bits per weight, all tensors".to_owned(), format!("{:.3}", self.bits_per_weight_all)]);
+        table.row(["size".to_owned(), machine::bytes(self.bytes)]);
+        let mut text = format!("{table}\n");
+        if !self.runtimes.is_empty() {
+            let _ = writeln!(text, "\n{}", runtime_table(&self.runtimes));
+        }
+        text
     }
 }
 

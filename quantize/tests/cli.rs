@@ -114,7 +114,7 @@ fn every_method_order_width_and_zero_point_is_proven() {
     let settings = [
         "--method rtn",
         "--bits 2 --asymmetric --act-order none",
-        "--bits 3 --asymmetric --act-order desc --zero-points v2",
+        "--bits 3 --asymmetric --act-order desc --format gptq_v2",
         "--bits 8 --act-order group --scale-search mse",
         "--bits 4 --asymmetric --act-order static --inputs original",
         "--bits 4 --sequence block",

@@ -4,8 +4,32 @@ pub mod gguf;
 pub mod gptq;
 pub mod huggingface;
 
+mod dequantized;
+mod layout;
+mod packed;
+mod target;
+mod write;
+
+pub use dequantized::FloatType;
+pub use packed::{PackedFolder, Packing};
+pub use target::{Target, UnknownTarget};
+pub use write::{Contents, nothing_replaced, write};
+
 use crate::ModelError;
-use kernels::QuantizedMatrix;
+use kernels::{QuantSpec, QuantizedMatrix};
+
+/// A quantized linear.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedModule {
+    /// Module name, e.g. `model.layers.0.mlp.down_proj`.
+    pub name: String,
+    /// Rows.
+    pub outputs: usize,
+    /// Columns.
+    pub inputs: usize,
+    /// Its settings.
+    pub spec: QuantSpec,
+}
 
 /// How a tensor's numbers lie on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,4 +67,9 @@ pub trait TensorSource: Send + Sync {
         let _ = module;
         Ok(None)
     }
+}
+
+/// An error about tensor `name`.
+fn tensor_error(name: impl Into<String>, what: impl Into<String>) -> ModelError {
+    ModelError::Tensor { tensor: name.into(), what: what.into() }
 }

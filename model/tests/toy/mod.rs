@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use kernels::{ActOrder, QuantSpec, QuantizedMatrix, ScaleSearch};
-use model::format::gptq::{Contents, QuantizedModule, Version, write};
+use model::format::{Contents, QuantizedModule, Target, nothing_replaced, write};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 use std::{collections::BTreeMap, fs, path::Path};
@@ -157,18 +157,19 @@ pub(crate) fn write_checkpoint(
     folder: &Path,
     shared: QuantSpec,
     modules: &[QuantizedModule],
-    version: Version,
+    target: Target,
     shard_bytes: u64,
 ) -> Result<(), model::ModelError> {
     let source = model::Checkpoint::open(&source.to_string_lossy()).unwrap();
     write(
         folder,
+        target,
         &Contents {
             source: &source,
             spec: shared,
             modules,
             load: &|index| Ok(matrix(index as u64 + 1, &modules[index])),
-            version,
+            replaced: &nothing_replaced,
             meta: json!({ "calibration": "none" }),
             damping: 0.05,
             true_sequential: true,

@@ -1,14 +1,17 @@
 //! `quantization_config`: which modules are quantized and how, as JSON that loaders read, and back.
 
-use super::{Contents, QuantizedModule, Version};
-use crate::ModelError;
+use super::Version;
+use crate::{
+    ModelError,
+    format::{Contents, QuantizedModule},
+};
 use fancy_regex::Regex;
 use kernels::{ActOrder, QuantSpec, ScaleSearch};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// The object of `quantization_config`. `skipped` are the linears that stay in full precision.
-pub(super) fn to_json(contents: &Contents<'_>, skipped: &[String]) -> Value {
+pub(super) fn to_json(contents: &Contents<'_>, version: Version, skipped: &[String]) -> Value {
     let spec = &contents.spec;
     let mut object = json!({
         "quant_method": "gptq",
@@ -17,7 +20,7 @@ pub(super) fn to_json(contents: &Contents<'_>, skipped: &[String]) -> Value {
         "desc_act": spec.act_order == ActOrder::Desc,
         "sym": spec.symmetric,
         "lm_head": contents.modules.iter().any(|module| module.name == "lm_head"),
-        "checkpoint_format": contents.version.name(),
+        "checkpoint_format": version.name(),
         "true_sequential": contents.true_sequential,
         "damp_percent": contents.damping,
         "static_groups": spec.act_order == ActOrder::Static,

@@ -1,10 +1,20 @@
 //! One quantized matrix to the bytes of its four tensors and back; the layout table is in the module above.
 
-use super::{QuantizedModule, Version, tensor_error};
-use crate::ModelError;
-use kernels::{ActOrder, QuantSpec, QuantizedMatrix, pack};
+use super::{Version, config};
+use crate::{
+    ModelError,
+    format::{
+        Contents, QuantizedModule,
+        layout::{self, Layout, bytes_to_halves, bytes_to_words, middle, transpose, words_to_bytes},
+    },
+};
+use kernels::{QuantSpec, QuantizedMatrix, pack};
 use rayon::prelude::*;
 use safetensors::Dtype;
+use serde_json::Value;
+
+/// The layout with the zero-points of a version.
+pub(in crate::format) struct Gptq(pub(in crate::format) Version);
 
 /// The four tensors of a quantized linear, in the order of their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +55,7 @@ impl Part {
         }
     }
 
-    /// The tensor's bytes; `matrix` has passed [`check_matrix`].
+    /// The tensor's bytes; `matrix` has passed [`layout::check_matrix`].
     pub(super) fn bytes(self, matrix: &QuantizedMatrix, version: Version) -> Vec<u8> {
         match self {
             Self::GroupIndex => words_to_bytes(&matrix.group_index),
@@ -56,93 +66,52 @@ impl Part {
     }
 }
 
-/// Refuses a linear whose widths the layout cannot hold: packers and kernels take 32 values at a time on both axes.
-pub fn check_shape(module: &str, outputs: usize, inputs: usize) -> Result<(), ModelError> {
+/// Refuses widths the layout cannot hold: packers and kernels take 32 values at a time on both axes.
+fn check_widths(outputs: usize, inputs: usize) -> Result<(), String> {
     for (axis, width) in [("inputs", inputs), ("outputs", outputs)] {
         if width == 0 || !width.is_multiple_of(32) {
-            let what = format!(
+            return Err(format!(
                 "{width} {axis} are not a multiple of 32, which GPTQ files need on both axes: leave this module in full \
                  precision"
-            );
-            return Err(tensor_error(module, what));
-        }
-    }
-    Ok(())
-}
-
-/// Refuses a matrix that is not what `module` announces or that `version` cannot hold without loss.
-pub(super) fn check_matrix(
-    module: &QuantizedModule,
-    matrix: &QuantizedMatrix,
-    version: Version,
-) -> Result<(), ModelError> {
-    let error = |what: String| Err(tensor_error(&module.name, what));
-    if (matrix.outputs, matrix.inputs) != (module.outputs, module.inputs) {
-        return error(format!(
-            "the quantized matrix is {} x {}, the module {} x {}",
-            matrix.outputs, matrix.inputs, module.outputs, module.inputs
-        ));
-    }
-    if matrix.spec != module.spec {
-        return error(format!("quantized with {:?} where {:?} was announced", matrix.spec, module.spec));
-    }
-    let groups = matrix.groups();
-    let lengths = [matrix.codes.len(), matrix.scales.len(), matrix.zeros.len(), matrix.group_index.len()];
-    let expected = [matrix.outputs * matrix.inputs, matrix.outputs * groups, matrix.outputs * groups, matrix.inputs];
-    if lengths != expected {
-        return error(format!("codes, scales, zeros and group index hold {lengths:?} values, not {expected:?}"));
-    }
-    check_values(module, matrix, version).or_else(error)
-}
-
-/// The value checks of [`check_matrix`].
-fn check_values(module: &QuantizedModule, matrix: &QuantizedMatrix, version: Version) -> Result<(), String> {
-    let max_code = matrix.spec.max_code();
-    if let Some(code) = matrix.codes.iter().find(|&&code| u32::from(code) > max_code) {
-        return Err(format!("code {code} does not fit {} bits", matrix.spec.bits));
-    }
-    if let Some(scale) = matrix.scales.iter().find(|scale| !scale.is_finite()) {
-        return Err(format!("a scale is {scale}: the weight's range does not fit float16"));
-    }
-    let smallest = version.offset();
-    for &zero in &matrix.zeros {
-        if zero < smallest || u32::from(zero) > max_code {
-            return Err(format!(
-                "zero-point {zero} cannot be stored as `{}`, which holds {smallest}..={max_code}",
-                version.name()
-            ));
-        }
-        if matrix.spec.symmetric && zero != middle(matrix.spec.bits) {
-            return Err(format!(
-                "zero-point {zero} in a symmetric matrix, whose zero-point is {}",
-                middle(matrix.spec.bits)
-            ));
-        }
-    }
-    check_group_index(&matrix.group_index, &matrix.spec, Some(module.spec.act_order == ActOrder::Desc))
-}
-
-/// The zero-point of every symmetric grid of `bits` bits.
-pub(super) fn middle(bits: u32) -> u8 {
-    1 << (bits - 1)
-}
-
-/// Refuses a group index out of range and, where the settings say that columns were not reordered (`desc_act` is
-/// false), one that is not `i / group_size`: loaders then compute it themselves.
-pub(super) fn check_group_index(index: &[u32], spec: &QuantSpec, desc_act: Option<bool>) -> Result<(), String> {
-    let (groups, columns) = (spec.groups(index.len()), spec.columns_per_group(index.len()));
-    for (column, &group) in index.iter().enumerate() {
-        if group as usize >= groups {
-            return Err(format!("column {column} is in group {}, of {groups} groups", group.cast_signed()));
-        }
-        if desc_act == Some(false) && group as usize != column / columns {
-            return Err(format!(
-                "column {column} is in group {group}, but `desc_act` is false, which puts it in group {}",
-                column / columns
             ));
         }
     }
     Ok(())
+}
+
+impl Layout for Gptq {
+    fn check(&self, module: &QuantizedModule) -> Result<(), String> {
+        check_widths(module.outputs, module.inputs)
+    }
+
+    fn zero_points(&self) -> (u8, &'static str) {
+        (self.0.offset(), self.0.name())
+    }
+
+    fn parts(&self, module: &QuantizedModule) -> Vec<layout::Part> {
+        let part = |part: Part| layout::Part {
+            suffix: part.suffix(),
+            dtype: part.dtype(),
+            shape: part.shape(module.outputs, module.inputs, &module.spec),
+        };
+        Part::ALL.map(part).into()
+    }
+
+    fn pack(&self, _: &QuantizedModule, part: usize, matrix: &QuantizedMatrix) -> Result<Vec<u8>, ModelError> {
+        Ok(Part::ALL[part].bytes(matrix, self.0))
+    }
+
+    fn settings(&self, contents: &Contents<'_>, skipped: &[String]) -> Result<Option<Value>, ModelError> {
+        Ok(Some(config::to_json(contents, self.0, skipped)))
+    }
+
+    fn settings_file(&self) -> Option<&'static str> {
+        Some("quantize_config.json")
+    }
+
+    fn torch_dtype(&self, contents: &Contents<'_>) -> Option<&'static str> {
+        Some(layout::dtype_beside_half_scales(contents))
+    }
 }
 
 fn codes_to_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
@@ -186,14 +155,12 @@ impl Packed<'_> {
                 zeros.push(zero_point(field, &spec, version)?);
             }
         }
-        let scales: Vec<half::f16> =
-            self.scales.as_chunks::<2>().0.iter().map(|&bytes| half::f16::from_le_bytes(bytes)).collect();
         Ok(QuantizedMatrix {
             outputs,
             inputs,
             spec,
             codes: self.unpack_codes(module),
-            scales: transpose(&scales, groups),
+            scales: transpose(&bytes_to_halves(self.scales), groups),
             zeros: transpose(&zeros, groups),
             group_index: self.group_index.clone(),
         })
@@ -230,26 +197,12 @@ fn zero_point(field: u8, spec: &QuantSpec, version: Version) -> Result<u8, Strin
     Ok(field + version.offset())
 }
 
-/// `[rows, columns]` to `[columns, rows]`.
-fn transpose<T: Copy>(values: &[T], rows: usize) -> Vec<T> {
-    let columns = values.len() / rows;
-    (0..columns).flat_map(|column| values[column..].iter().step_by(columns).copied()).collect()
-}
-
-fn words_to_bytes(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-/// Little-endian int32 words, sign ignored.
-pub(super) fn bytes_to_words(bytes: &[u8]) -> Vec<u32> {
-    bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::layout::check_matrix;
     use half::f16;
-    use kernels::ScaleSearch;
+    use kernels::{ActOrder, ScaleSearch};
     use proptest::prelude::*;
 
     fn module(outputs: usize, inputs: usize, bits: u32, group_size: Option<usize>, symmetric: bool) -> QuantizedModule {
@@ -397,7 +350,7 @@ mod tests {
         #[test]
         fn unpacking_undoes_packing((module, version, seed) in any_module()) {
             let matrix = random_matrix(&module, version, seed);
-            prop_assert_eq!(check_matrix(&module, &matrix, version).map_err(|e| e.to_string()), Ok(()));
+            prop_assert_eq!(check_matrix(&Gptq(version), &module, &matrix).map_err(|e| e.to_string()), Ok(()));
             let [group_index, codes, zeros, scales] = Part::ALL.map(|part| part.bytes(&matrix, version));
             for (part, bytes) in Part::ALL.iter().zip([&group_index, &codes, &zeros, &scales]) {
                 let elements: usize = part.shape(module.outputs, module.inputs, &module.spec).iter().product();
@@ -428,9 +381,9 @@ mod tests {
         let complaint = |change: &dyn Fn(&mut QuantizedMatrix)| {
             let mut spoiled = good.clone();
             change(&mut spoiled);
-            check_matrix(&plain, &spoiled, Version::V1).unwrap_err().to_string()
+            check_matrix(&Gptq(Version::V1), &plain, &spoiled).unwrap_err().to_string()
         };
-        assert!(check_matrix(&plain, &good, Version::V1).is_ok());
+        assert!(check_matrix(&Gptq(Version::V1), &plain, &good).is_ok());
         let code = complaint(&|m| m.codes[7] = 16);
         assert_eq!(code, "tensor `m`: code 16 does not fit 4 bits");
         assert!(complaint(&|m| m.scales[0] = f16::INFINITY).contains("a scale is inf"));

@@ -21,15 +21,10 @@
 mod config;
 mod layout;
 mod read;
-mod write;
 
 pub use config::{ModuleSettings, Settings};
-pub use layout::check_shape;
+pub(super) use layout::Gptq;
 pub use read::GptqFolder;
-pub use write::write;
-
-use crate::ModelError;
-use kernels::{QuantSpec, QuantizedMatrix};
 
 /// How zero-points are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -44,7 +39,7 @@ pub enum Version {
 
 impl Version {
     /// What is added to a stored field to make the zero-point.
-    fn offset(self) -> u8 {
+    pub(super) fn offset(self) -> u8 {
         match self {
             Self::V1 => 1,
             Self::V2 => 0,
@@ -58,46 +53,4 @@ impl Version {
             Self::V2 => "gptq_v2",
         }
     }
-}
-
-/// A linear to be written quantized.
-#[derive(Clone, Debug, PartialEq)]
-pub struct QuantizedModule {
-    /// Module name, e.g. `model.layers.0.mlp.down_proj`.
-    pub name: String,
-    /// Rows.
-    pub outputs: usize,
-    /// Columns.
-    pub inputs: usize,
-    /// Its settings.
-    pub spec: QuantSpec,
-}
-
-/// What to write.
-pub struct Contents<'a> {
-    /// The model the other tensors are taken from.
-    pub source: &'a crate::Checkpoint,
-    /// The settings most modules share: they go into the top level of `quantization_config`; modules that differ, and
-    /// linears left in full precision, go into `dynamic`.
-    pub spec: QuantSpec,
-    /// Quantized linears.
-    pub modules: &'a [QuantizedModule],
-    /// Brings the integers of `modules[i]`; called when they are written (twice: codes, later scales), so that few are
-    /// in memory at a time.
-    pub load: &'a (dyn Fn(usize) -> Result<QuantizedMatrix, ModelError> + Sync),
-    /// Zero-point convention.
-    pub version: Version,
-    /// `quantization_config.meta`: provenance, ignored by loaders. An object, or null.
-    pub meta: serde_json::Value,
-    /// Damping, written as `damp_percent`.
-    pub damping: f64,
-    /// Whether the modules of a layer were solved in true sequence.
-    pub true_sequential: bool,
-    /// A shard is closed when it would grow beyond this.
-    pub shard_bytes: u64,
-}
-
-/// An error about tensor `name`.
-fn tensor_error(name: impl Into<String>, what: impl Into<String>) -> ModelError {
-    ModelError::Tensor { tensor: name.into(), what: what.into() }
 }

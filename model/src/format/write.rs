@@ -1,16 +1,17 @@
-//! Writing a GPTQ checkpoint: the plan of shards first, then tensor after tensor into each.
+//! Writing a folder of safetensors, the same for every format: the plan of shards first, then tensor after tensor into
+//! each. What a linear becomes is the [`Layout`]'s part.
 //!
 //! Tensors are ordered by name, then cut into shards; inside a file safetensors orders them by type and name. Both
 //! orders depend on names and sizes alone, so the same contents give the same bytes.
 
 use super::{
-    Contents, QuantizedModule, config,
-    layout::{Part, check_matrix, check_shape},
+    QuantizedModule, Target,
+    layout::{Layout, check_matrix},
     tensor_error,
 };
-use crate::{ModelError, config::Family, format::StoredType};
+use crate::ModelError;
 use half::{bf16, f16};
-use kernels::QuantizedMatrix;
+use kernels::{QuantSpec, QuantizedMatrix};
 use safetensors::{Dtype, SafeTensorError, View};
 use serde_json::{Value, json};
 use std::{
@@ -24,23 +25,54 @@ use std::{
 /// Values of a copied tensor that are in float32 at a time.
 const MOST_VALUES: usize = 1 << 24;
 
-/// Writes safetensors, index, `config.json`, `quantize_config.json` and the source's companion files into `folder`.
-pub fn write(folder: &Path, contents: &Contents<'_>) -> Result<(), ModelError> {
-    fs::create_dir_all(folder).map_err(ModelError::io(folder))?;
-    let modules = modules_by_name(contents)?;
-    let writer = Writer { contents, loaded: Mutex::new(None), failure: Mutex::new(None) };
+/// What to write, whatever the format.
+pub struct Contents<'a> {
+    /// The model the other tensors are taken from.
+    pub source: &'a crate::Checkpoint,
+    /// The settings most modules share.
+    pub spec: QuantSpec,
+    /// Quantized linears.
+    pub modules: &'a [QuantizedModule],
+    /// Brings the integers of `modules[i]`; called when they are written (more than once, in the order of types), so
+    /// that few are in memory at a time.
+    pub load: &'a (dyn Fn(usize) -> Result<QuantizedMatrix, ModelError> + Sync),
+    /// Values of a tensor that stays float but is no longer the source's, by its name: norms and biases that a method
+    /// changes. They get the type that the source's tensor has there. [`nothing_replaced`] where there are none.
+    pub replaced: &'a (dyn Fn(&str) -> Result<Option<Vec<f32>>, ModelError> + Sync),
+    /// Provenance for formats whose loaders ignore a `meta`. An object, or null.
+    pub meta: Value,
+    /// Damping, for formats that state it.
+    pub damping: f64,
+    /// Whether the modules of a layer were solved in true sequence, for formats that state it.
+    pub true_sequential: bool,
+    /// A shard is closed when it would grow beyond this.
+    pub shard_bytes: u64,
+}
+
+/// For [`Contents::replaced`]: every float tensor is the source's.
+pub fn nothing_replaced(_: &str) -> Result<Option<Vec<f32>>, ModelError> {
+    Ok(None)
+}
+
+/// Writes `contents` as `target` into the folder `out`: safetensors, index, `config.json` and what else belongs to the
+/// format, and the source's companion files.
+pub fn write(out: &Path, target: Target, contents: &Contents<'_>) -> Result<(), ModelError> {
+    let layout = target.layout(&contents.source.config_json);
+    fs::create_dir_all(out).map_err(ModelError::io(out))?;
+    let modules = modules_by_name(contents, target)?;
+    let writer = Writer { contents, layout: &*layout, loaded: Mutex::new(None), failure: Mutex::new(None) };
     let tensors = plan_tensors(&writer, &modules)?;
-    contents.source.copy_companions(folder)?;
-    write_configs(folder, contents, &skipped_linears(contents, &modules)?)?;
-    write_shards(folder, &writer, &tensors)
+    contents.source.copy_companions(out)?;
+    write_configs(out, &writer, &skipped_linears(contents, &modules)?)?;
+    write_shards(out, &writer, &tensors)
 }
 
 /// The modules in the order of their names, each checked against the source.
-fn modules_by_name<'a>(contents: &Contents<'a>) -> Result<BTreeMap<&'a str, usize>, ModelError> {
+fn modules_by_name<'a>(contents: &Contents<'a>, target: Target) -> Result<BTreeMap<&'a str, usize>, ModelError> {
+    target.check(contents.modules)?;
     let mut modules = BTreeMap::new();
     for (index, module) in contents.modules.iter().enumerate() {
         let name = module.name.as_str();
-        check_shape(name, module.outputs, module.inputs)?;
         module.spec.check().map_err(|error| tensor_error(name, error.to_string()))?;
         if modules.insert(name, index).is_some() {
             return Err(tensor_error(name, "is to be written twice"));
@@ -76,8 +108,8 @@ fn skipped_linears(contents: &Contents<'_>, modules: &BTreeMap<&str, usize>) -> 
 /// What a tensor of the output is made of.
 #[derive(Clone, Copy)]
 enum Content {
-    /// A part of `modules[index]`.
-    Quantized(usize, Part),
+    /// A part of `modules[index]`, by its place among the layout's.
+    Quantized(usize, usize),
     /// The source's tensor of the same name.
     Copied,
 }
@@ -105,6 +137,12 @@ impl View for &Tensor<'_> {
     }
 
     fn data_len(&self) -> usize {
+        self.bytes()
+    }
+}
+
+impl Tensor<'_> {
+    fn bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
     }
 }
@@ -114,13 +152,13 @@ fn plan_tensors<'a>(writer: &'a Writer<'a>, modules: &BTreeMap<&str, usize>) -> 
     let contents = writer.contents;
     let mut tensors = Vec::new();
     for (&name, &index) in modules {
-        let QuantizedModule { outputs, inputs, spec, .. } = &contents.modules[index];
-        tensors.extend(Part::ALL.map(|part| Tensor {
+        let parts = writer.layout.parts(&contents.modules[index]).into_iter().enumerate();
+        tensors.extend(parts.map(|(place, part)| Tensor {
             writer,
-            name: format!("{name}.{}", part.suffix()),
-            dtype: part.dtype(),
-            shape: part.shape(*outputs, *inputs, spec),
-            content: Content::Quantized(index, part),
+            name: format!("{name}.{}", part.suffix),
+            dtype: part.dtype,
+            shape: part.shape,
+            content: Content::Quantized(index, place),
         }));
     }
     for name in contents.source.tensors.names() {
@@ -129,12 +167,8 @@ fn plan_tensors<'a>(writer: &'a Writer<'a>, modules: &BTreeMap<&str, usize>) -> 
         if is(".weight") || tied {
             continue;
         }
-        let dtype = match contents.source.tensors.stored_type(&name)? {
-            _ if is(".bias") => Dtype::F16,
-            StoredType::F32 => Dtype::F32,
-            StoredType::BF16 => Dtype::BF16,
-            StoredType::F16 | StoredType::Quantized => Dtype::F16,
-        };
+        let stored = contents.source.tensors.stored_type(&name)?;
+        let dtype = writer.layout.float_type(stored, is(".bias"));
         let shape = contents.source.tensors.shape(&name)?;
         tensors.push(Tensor { writer, name, dtype, shape, content: Content::Copied });
     }
@@ -146,6 +180,7 @@ fn plan_tensors<'a>(writer: &'a Writer<'a>, modules: &BTreeMap<&str, usize>) -> 
 /// follow each other.
 struct Writer<'a> {
     contents: &'a Contents<'a>,
+    layout: &'a dyn Layout,
     loaded: Mutex<Option<(usize, QuantizedMatrix)>>,
     /// The first error: a `View` cannot return one.
     failure: Mutex<Option<ModelError>>,
@@ -174,6 +209,9 @@ impl Writer<'_> {
     /// A tensor of the source, a run of rows at a time: a large embedding never stands in memory in float32.
     fn copy(&self, tensor: &Tensor<'_>) -> Result<Vec<u8>, ModelError> {
         let (source, Tensor { name, shape, dtype, .. }) = (&self.contents.source.tensors, tensor);
+        if let Some(values) = (self.contents.replaced)(name)? {
+            return self.whole(tensor, encode(name, &values, *dtype)?);
+        }
         let mut bytes = Vec::new();
         match *shape.as_slice() {
             [rows, columns] if rows * columns > MOST_VALUES => {
@@ -184,23 +222,28 @@ impl Writer<'_> {
             }
             _ => bytes = encode(name, &source.read(name)?, *dtype)?,
         }
-        if bytes.len() != (&tensor).data_len() {
-            let what = format!("gives {} bytes, not as many as its shape {shape:?} needs", bytes.len());
-            return Err(tensor_error(name, what));
+        self.whole(tensor, bytes)
+    }
+
+    /// `bytes`, if they are all of `tensor`.
+    fn whole(&self, tensor: &Tensor<'_>, bytes: Vec<u8>) -> Result<Vec<u8>, ModelError> {
+        if bytes.len() != tensor.bytes() {
+            let what = format!("gives {} bytes, not as many as its shape {:?} needs", bytes.len(), tensor.shape);
+            return Err(tensor_error(&tensor.name, what));
         }
         Ok(bytes)
     }
 
-    fn part(&self, index: usize, part: Part) -> Result<Vec<u8>, ModelError> {
+    fn part(&self, index: usize, part: usize) -> Result<Vec<u8>, ModelError> {
         let mut loaded = lock(&self.loaded);
         if loaded.as_ref().is_none_or(|(held, _)| *held != index) {
             *loaded = None; // Two matrices are never in memory together.
             let matrix = (self.contents.load)(index)?;
-            check_matrix(&self.contents.modules[index], &matrix, self.contents.version)?;
+            check_matrix(self.layout, &self.contents.modules[index], &matrix)?;
             *loaded = Some((index, matrix));
         }
         let (_, matrix) = loaded.as_ref().expect("the matrix was loaded above");
-        Ok(part.bytes(matrix, self.contents.version))
+        self.layout.pack(&self.contents.modules[index], part, matrix)
     }
 }
 
@@ -210,7 +253,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// `values` as `dtype`. float32 to the type they were stored in is exact; to float16 they are rounded, and refused
 /// where float16 has no number for them.
-fn encode(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>, ModelError> {
+pub(super) fn encode(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>, ModelError> {
     match dtype {
         Dtype::F32 => Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
         Dtype::BF16 => Ok(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect()),
@@ -224,25 +267,30 @@ fn encode(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>, ModelErro
     }
 }
 
-/// `config.json` and `quantize_config.json`.
-fn write_configs(folder: &Path, contents: &Contents<'_>, skipped: &[String]) -> Result<(), ModelError> {
-    let settings = config::to_json(contents, skipped);
+/// `config.json`, and the settings once more where loaders of the format look for them.
+fn write_configs(folder: &Path, writer: &Writer<'_>, skipped: &[String]) -> Result<(), ModelError> {
+    let Writer { contents, layout, .. } = writer;
     let mut config_json = contents.source.config_json.clone();
     let Some(object) = config_json.as_object_mut() else {
         return Err(ModelError::malformed(&contents.source.path, "the source's config.json is no JSON object"));
     };
-    // Scales are float16. A bfloat16 run would round them; Gemma's activations alone need bfloat16's range.
-    let dtype = if contents.source.config.family == Family::Gemma3 { "bfloat16" } else { "float16" };
-    object.insert("torch_dtype".into(), json!(dtype));
-    if let Some(newer_name) = object.get_mut("dtype") {
-        *newer_name = json!(dtype);
+    if let Some(dtype) = layout.torch_dtype(contents) {
+        object.insert("torch_dtype".into(), json!(dtype));
+        if let Some(newer_name) = object.get_mut("dtype") {
+            *newer_name = json!(dtype);
+        }
     }
-    if settings["lm_head"] == json!(true) {
+    if contents.modules.iter().any(|module| module.name == "lm_head") {
         object.insert("tie_word_embeddings".into(), json!(false));
     }
-    object.insert("quantization_config".into(), settings.clone());
-    write_json(&folder.join("config.json"), &config_json)?;
-    write_json(&folder.join("quantize_config.json"), &settings)
+    object.shift_remove("quantization_config");
+    if let Some(settings) = layout.settings(contents, skipped)? {
+        if let Some(file) = layout.settings_file() {
+            write_json(&folder.join(file), &settings)?;
+        }
+        object.insert("quantization_config".into(), settings);
+    }
+    write_json(&folder.join("config.json"), &config_json)
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
@@ -253,7 +301,7 @@ fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
 fn shards<'t, 'a>(tensors: &'t [Tensor<'a>], limit: u64) -> Vec<&'t [Tensor<'a>]> {
     let (mut shards, mut start, mut bytes) = (Vec::new(), 0, 0);
     for (index, tensor) in tensors.iter().enumerate() {
-        let length = (&tensor).data_len() as u64;
+        let length = tensor.bytes() as u64;
         if index > start && bytes + length > limit {
             shards.push(&tensors[start..index]);
             (start, bytes) = (index, 0);
@@ -278,7 +326,7 @@ fn write_shards(folder: &Path, writer: &Writer<'_>, tensors: &[Tensor<'_>]) -> R
     if shards.len() == 1 {
         return Ok(());
     }
-    let total: usize = tensors.iter().map(|tensor| tensor.data_len()).sum();
+    let total: usize = tensors.iter().map(|tensor| tensor.bytes()).sum();
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     write_json(&folder.join("model.safetensors.index.json"), &index)
 }

@@ -1,0 +1,131 @@
+//! The formats that can be written: [`Target`].
+
+use super::{
+    FloatType, QuantizedModule,
+    dequantized::Dequantized,
+    gptq::{Gptq, Version},
+    layout::Layout,
+    tensor_error,
+};
+use crate::ModelError;
+use kernels::QuantizedMatrix;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::{fmt, str::FromStr};
+
+/// A format to write, by the name that people give it: `gptq`, `gptq_v2`, `dequantized`, `dequantized:bfloat16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Target {
+    /// GPTQ, zero-points as a version stores them.
+    Gptq(Version),
+    /// Float weights, all tensors in the type chosen, if one is.
+    Dequantized(Option<FloatType>),
+}
+
+/// A text that names no format.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{0}` is no format: write gptq, gptq_v2, dequantized or dequantized:TYPE (float16, bfloat16, float32)")]
+pub struct UnknownTarget(String);
+
+impl FromStr for Target {
+    type Err = UnknownTarget;
+
+    fn from_str(text: &str) -> Result<Self, UnknownTarget> {
+        let float = |name: &str| FloatType::ALL.into_iter().find(|float| float.name() == name);
+        let (format, kind) = text.split_once(':').map_or((text, None), |(format, kind)| (format, Some(kind)));
+        match (format, kind) {
+            ("gptq", None) => Some(Self::Gptq(Version::V1)),
+            ("gptq_v2", None) => Some(Self::Gptq(Version::V2)),
+            ("dequantized", None) => Some(Self::Dequantized(None)),
+            ("dequantized", Some(name)) => float(name).map(|float| Self::Dequantized(Some(float))),
+            _ => None,
+        }
+        .ok_or_else(|| UnknownTarget(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gptq(version) => f.pad(version.name()),
+            Self::Dequantized(None) => f.pad("dequantized"),
+            Self::Dequantized(Some(float)) => f.pad(&format!("dequantized:{}", float.name())),
+        }
+    }
+}
+
+impl TryFrom<String> for Target {
+    type Error = UnknownTarget;
+
+    fn try_from(text: String) -> Result<Self, UnknownTarget> {
+        text.parse()
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> Self {
+        target.to_string()
+    }
+}
+
+impl Target {
+    /// What the output is called among others in one folder.
+    pub fn file_name(self) -> String {
+        self.to_string().replace(':', "-")
+    }
+
+    /// The smallest zero-point that the format can hold.
+    pub fn smallest_zero(self) -> u8 {
+        self.layout(&Value::Null).zero_points().0
+    }
+
+    /// Refuses linears whose widths or settings the format can't hold, each alone or together in one checkpoint.
+    pub fn check(self, modules: &[QuantizedModule]) -> Result<(), ModelError> {
+        let layout = self.layout(&Value::Null);
+        for module in modules {
+            layout.check(module).map_err(|what| tensor_error(&module.name, what))?;
+        }
+        layout.check_together(modules).map_err(|(index, what)| tensor_error(&modules[index].name, what))
+    }
+
+    /// What a reader must get for `matrix` written in this format: the weight, rounded where the format rounds.
+    /// `config_json` is that of the checkpoint the other tensors come from.
+    pub fn weight(self, matrix: &QuantizedMatrix, config_json: &Value) -> Vec<f32> {
+        let mut weight = matrix.dequantize();
+        if let Self::Dequantized(chosen) = self {
+            Dequantized::new(chosen, config_json).round(&mut weight);
+        }
+        weight
+    }
+
+    /// Whether the integers can be read back, or only the weights.
+    pub fn holds_integers(self) -> bool {
+        !matches!(self, Self::Dequantized(_))
+    }
+
+    pub(super) fn layout(self, config_json: &Value) -> Box<dyn Layout> {
+        match self {
+            Self::Gptq(version) => Box::new(Gptq(version)),
+            Self::Dequantized(chosen) => Box::new(Dequantized::new(chosen, config_json)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_has_a_name_and_is_found_by_it() {
+        let named =
+            ["gptq", "gptq_v2", "dequantized", "dequantized:float16", "dequantized:bfloat16", "dequantized:float32"];
+        for name in named {
+            assert_eq!(name.parse::<Target>().unwrap().to_string(), name);
+        }
+        assert_eq!("dequantized:float32".parse::<Target>().unwrap().file_name(), "dequantized-float32");
+        for wrong in ["", "GPTQ", "gptq:4", "dequantized:", "dequantized:int8", "gguf"] {
+            assert_eq!(wrong.parse::<Target>(), Err(UnknownTarget(wrong.to_owned())));
+        }
+    }
+}
