@@ -97,7 +97,7 @@ pub struct Verdict {
 pub fn verdicts(modules: &[QuantizedModule], target: Target, config: Option<&Config>) -> Vec<Verdict> {
     match target {
         Target::Gptq(version) => gptq(modules, version, config),
-        Target::Dequantized(_) => Vec::new(),
+        Target::Dequantized(_) | Target::Gguf(_) => Vec::new(),
     }
 }
 

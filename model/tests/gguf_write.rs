@@ -8,7 +8,10 @@ use candle_core::{Device, quantized::gguf_file};
 use kernels::kquant::{BlockMatrix, BlockType, Weighting};
 use model::{
     Checkpoint, ModelError,
-    format::gguf::{Contents, Mixture, TensorType, imatrix, write},
+    format::{
+        gguf::{Contents, Mixture, TensorType, imatrix, write},
+        nothing_replaced,
+    },
 };
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, fs, path::Path};
@@ -22,7 +25,18 @@ fn open(path: &Path) -> Checkpoint {
 fn written(source: &Checkpoint, path: &Path, type_of: &dyn Fn(&str, usize) -> TensorType) -> Result<(), ModelError> {
     let load = |name: &str| Err(ModelError::Tensor { tensor: name.into(), what: "was not solved".into() });
     let solved = BTreeSet::new();
-    write(path, &Contents { source, file_type: 0, type_of, solved: &solved, load: &load, notes: Vec::new() })
+    write(
+        path,
+        &Contents {
+            source,
+            file_type: 0,
+            type_of,
+            solved: &solved,
+            load: &load,
+            replaced: &nothing_replaced,
+            notes: Vec::new(),
+        },
+    )
 }
 
 /// A byte-level tokenizer over a hundred tokens, as the small models have rows.
@@ -71,7 +85,7 @@ fn families() -> Vec<SmallModel> {
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64});
     let long: Vec<f64> = (0..6).map(|i| 1.5 + f64::from(i)).collect();
-    let longrope = json!({"type": "longrope", "short_factor": [1.0; 6], "long_factor": long});
+    let longrope = json!({"type": "longrope", "short_factor": vec![1.0; 6], "long_factor": long});
     vec![
         small("LlamaForCausalLM", "llama", &json!({"rope_scaling": llama3})),
         small(
@@ -226,7 +240,15 @@ fn solved_blocks_are_written_as_they_are_and_checked() {
         let notes = vec![("general.description".to_owned(), "negative keys".to_owned())];
         write(
             &path,
-            &Contents { source: &source, file_type: 15, type_of: &type_of, solved: &solved, load: &load, notes },
+            &Contents {
+                source: &source,
+                file_type: 15,
+                type_of: &type_of,
+                solved: &solved,
+                load: &load,
+                replaced: &nothing_replaced,
+                notes,
+            },
         )
     };
     run(BlockType::Q4K).unwrap();

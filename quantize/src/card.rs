@@ -12,7 +12,10 @@ use console::files::write_atomically;
 use kernels::ActOrder;
 use model::format::Target;
 use serde_json::{Value, json};
-use std::{fmt::Write, path::Path};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 /// Name and version of the tool, as written into outputs.
 pub const TOOL: &str = concat!("caliper ", env!("CARGO_PKG_VERSION"));
@@ -33,8 +36,17 @@ pub struct Provenance<'a> {
     pub modules: &'a [LayerReport],
 }
 
-/// Writes `README.md`, `caliper.json` and, with calibration, `calibration.json` into `folder`.
+/// Where the record of a checkpoint that is one file lies: `model.caliper.json` beside `model.gguf`.
+pub fn beside(file: &Path) -> PathBuf {
+    file.with_extension("caliper.json")
+}
+
+/// Writes `README.md`, `caliper.json` and, with calibration, `calibration.json` into `folder`; beside a checkpoint that is
+/// one file, only the record.
 pub fn write(folder: &Path, provenance: &Provenance<'_>) -> Result<(), QuantizeError> {
+    if provenance.format.is_file() {
+        return put(&beside(folder), &pretty(&record(provenance)));
+    }
     put(&folder.join("README.md"), card(provenance).as_bytes())?;
     put(&folder.join("caliper.json"), &pretty(&record(provenance)))?;
     match provenance.manifest {
@@ -49,9 +61,10 @@ fn record(provenance: &Provenance<'_>) -> Value {
     json!({ "tool": TOOL, "plan": provenance.plan, "modules": modules })
 }
 
-/// The record of an earlier run in `folder`: its plan and its modules.
+/// The record of an earlier run in (or, of a file, beside) `folder`: its plan and its modules.
 pub fn read_record(folder: &Path) -> Option<(Value, Vec<LayerReport>)> {
-    let bytes = std::fs::read(folder.join("caliper.json")).ok()?;
+    let path = if folder.is_file() { beside(folder) } else { folder.join("caliper.json") };
+    let bytes = std::fs::read(path).ok()?;
     let mut record: Value = serde_json::from_slice(&bytes).ok()?;
     let modules = serde_json::from_value(record.get_mut("modules")?.take()).ok()?;
     Some((record.get_mut("plan")?.take(), modules))
@@ -224,6 +237,10 @@ impl Options {
             rows.push(("inputs", name_of(&self.inputs)));
             rows.push(("sequence", name_of(&self.sequence)));
         }
+        if self.block_mixture().is_some() {
+            rows.retain(|(name, _)| !["bits", "group size", "grid", "scale search"].contains(name));
+        }
+        rows.extend(self.imatrix.iter().map(|path| ("importance matrix", path.clone())));
         rows.push(("language-model head", if self.lm_head { "quantized" } else { "in full precision" }.to_owned()));
         rows.extend(self.overrides.iter().map(|text| ("override", text.clone())));
         rows.extend(self.skip.iter().map(|glob| ("in full precision", glob.clone())));

@@ -117,6 +117,11 @@ struct Weights {
     /// Quantize the language-model head too; if it is the embedding, it becomes a matrix of its own
     #[arg(long)]
     lm_head: bool,
+    /// Importance matrix (llama.cpp's, GGUF form) that weighs errors in `--method rtn --format gguf:MIXTURE`
+    ///
+    /// Without one, `--calibration` measures the same on the way.
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
 }
 
 /// What it is calibrated on.
@@ -176,8 +181,19 @@ struct Output {
     /// `gptq` is what most loaders read; `gptq_v2` also holds a zero-point of 0; `dequantized` is float safetensors, in
     /// the model's own type or, as `dequantized:float16`, `:bfloat16` or `:float32`, in that one. One format makes OUT
     /// the checkpoint, several make OUT a folder with a checkpoint for each, named after it.
+    ///
+    /// `gguf:MIXTURE` (Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q3_K_M, Q2_K, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL) is one
+    /// file, OUT.gguf. Alone it is solved on the grids of its own blocks, whatever --bits and --group-size say. Beside
+    /// other formats it gets the same integers as they: Q4_0 symmetric ones of up to 4 bits, Q4_1 asymmetric ones, Q8_0
+    /// those of 8 bits, in groups of a multiple of 32.
     #[arg(long = "format", value_name = "LIST", value_delimiter = ',', default_value = "gptq")]
     formats: Vec<Target>,
+    /// Write the sums of squared activations as an importance matrix (llama.cpp's, GGUF form)
+    ///
+    /// Measured on the calibration text while the model is quantized; with `--inputs original` they are those of the
+    /// model as it was.
+    #[arg(long, value_name = "FILE")]
+    save_imatrix: Option<PathBuf>,
     /// Largest size of a safetensors file
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = size)]
     shard_size: u64,
@@ -212,6 +228,7 @@ impl Run {
             threads: self.resources.threads.map_or_else(cores, usize::from),
             memory: self.resources.memory,
             overwrite: self.output.overwrite,
+            save_imatrix: self.output.save_imatrix,
         };
         Ok((request, wishes))
     }
@@ -257,6 +274,7 @@ impl Weights {
             shard_bytes: output.shard_size,
             calibration,
             windows: text.windows(model),
+            imatrix: self.imatrix.map(|path| path.to_string_lossy().into_owned()),
         }
     }
 }

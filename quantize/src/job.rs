@@ -1,8 +1,10 @@
 //! The whole run: open, plan, estimate, solve block by block, write, prove, publish.
 
 use crate::{
-    Journal, LayerReport, Options, Outcome, QuantizeError, ValidPlan,
+    Journal, LayerReport, Matrix, Options, Outcome, QuantizeError, ValidPlan, blocks,
     card::{self, Provenance},
+    gguf,
+    journal::Solved,
     preflight::{self, Cost},
     prove::{self, Proof},
     report::{CalibrationSummary, Output, Totals, mean_error},
@@ -11,9 +13,14 @@ use crate::{
 };
 use calibration::{CalibrationSet, domain::Domain, driver};
 use console::{Progress, machine};
+use kernels::QuantSpec;
 use model::{
     Checkpoint, Linear, ModelError, Stage,
-    format::{self, QuantizedModule, Target, nothing_replaced},
+    format::{
+        self, QuantizedModule, Target,
+        gguf::imatrix::{self, Importance},
+        nothing_replaced,
+    },
 };
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -38,6 +45,8 @@ pub struct Request {
     pub memory: Option<u64>,
     /// Whether `out` may be replaced.
     pub overwrite: bool,
+    /// Where the sums of squared activations go, as an importance matrix.
+    pub save_imatrix: Option<PathBuf>,
 }
 
 /// A run that can start.
@@ -50,6 +59,8 @@ pub struct Job {
     pub plan: ValidPlan,
     /// The calibration set.
     pub calibration: Option<CalibrationSet>,
+    /// Mean squared activations from a file.
+    pub importance: Option<Importance>,
     /// What it will take.
     pub cost: Cost,
     /// Everything that shapes the output, hashes included: what must be equal for work to go on.
@@ -67,20 +78,27 @@ impl Job {
         }
         let checkpoint = Checkpoint::open(&request.model)?;
         let mut plan = request.options.clone().check(&checkpoint.config)?;
+        check_names(&request, &plan)?;
         let calibration = calibration_set(&plan.options, &checkpoint)?;
+        let imatrix = plan.options.imatrix.as_ref().map(PathBuf::from);
+        let importance = imatrix.as_ref().map(|path| read_importance(path, &checkpoint, &plan)).transpose()?;
+        let imatrix_sha256 = imatrix.as_ref().map(|path| model::text::sha256_of_file(path)).transpose()?;
         if let Some(set) = &calibration {
             plan.warnings.extend(adequacy(&checkpoint, set));
         }
         let windows = calibration.as_ref().map_or(&[][..], |set| &set.windows);
         let cost = preflight::estimate(&checkpoint, &plan, windows, request.threads, request.memory, &request.out)?;
-        let identity = json!({
+        let mut identity = json!({
             "tool": card::TOOL,
             "model": request.model,
             "model_files": checkpoint.source_files()?,
             "settings": plan.options,
             "calibration": calibration.as_ref().map(|set| &set.manifest),
         });
-        Ok(Self { request, checkpoint, plan, calibration, cost, identity, started })
+        if let Some(hash) = imatrix_sha256 {
+            identity["imatrix_sha256"] = hash.into();
+        }
+        Ok(Self { request, checkpoint, plan, calibration, importance, cost, identity, started })
     }
 
     /// The effective settings and what to know about them, a line each.
@@ -121,7 +139,7 @@ impl Job {
         self.solve(&journal, resumed)?;
         let walked = walking.elapsed().as_secs_f64();
         let modules = self.reports(&journal)?;
-        let unpublished = journal.checkpoint_folder();
+        let unpublished = self.unpublished(&journal);
         let proof = self.write_and_prove(&unpublished, &journal, &modules)?;
         publish(&unpublished, out, &journal)?;
         let mut outcome = self.outcome(modules, Some(proof))?;
@@ -148,23 +166,36 @@ impl Job {
         let mut progress = Progress::new("quantizing", self.plan.quantized().count() as u64, done as u64);
         match &self.calibration {
             _ if resumed == self.plan.blocks() => {}
-            Some(set) => self.walk(set, journal, &mut progress)?,
+            Some(set) => self.walk(set, journal, resumed, &mut progress)?,
             None => self.round_all(journal, &mut progress)?,
         }
         progress.finish();
         Ok(())
     }
 
-    fn walk(&self, set: &CalibrationSet, journal: &Journal, progress: &mut Progress) -> Result<(), QuantizeError> {
+    fn walk(
+        &self,
+        set: &CalibrationSet,
+        journal: &Journal,
+        resumed: usize,
+        progress: &mut Progress,
+    ) -> Result<(), QuantizeError> {
+        if self.request.save_imatrix.is_some() && resumed > 0 {
+            let what = "--save-imatrix needs all blocks in one run, but some are done: start afresh with --overwrite after removing";
+            return Err(QuantizeError::Option(format!("{what} {}", journal.folder().display())));
+        }
         let options = driver::DriverOptions {
             inputs: self.plan.options.inputs,
             sequence: self.plan.options.sequence,
             activation_bytes_in_memory: usize::try_from(self.cost.activations_in_memory).unwrap_or(usize::MAX),
             spill_folder: journal.folder().to_owned(),
         };
-        let mut quantizer = Quantizer::new(&self.plan, journal, progress);
+        let mut quantizer = Quantizer::new(&self.plan, journal, self.importance.as_ref(), progress);
         driver::drive(&self.checkpoint, &set.windows, &options, &mut quantizer).map_err(QuantizeError::from_driver)?;
-        Ok(())
+        let Some(path) = &self.request.save_imatrix else { return Ok(()) };
+        let longest = set.windows.iter().map(Vec::len).max().unwrap_or(0);
+        let (config, sources) = (&self.checkpoint.config, &self.plan.options.calibration);
+        Ok(imatrix::write(path, config, &quantizer.sums, sources, set.windows.len(), longest)?)
     }
 
     /// Rounding without inputs needs no walk, only the weights.
@@ -173,7 +204,7 @@ impl Job {
             let linears = self.linears_of(index)?;
             let solved = linears
                 .par_iter()
-                .filter_map(|linear| Some(rtn::round(linear, self.plan.spec_of(&linear.name)?)))
+                .filter_map(|linear| Some(self.round(linear, self.plan.spec_of(&linear.name)?)))
                 .collect::<Result<Vec<_>, _>>()?;
             journal.store(index, &solved)?;
             for (_, report) in &solved {
@@ -181,6 +212,14 @@ impl Job {
             }
         }
         Ok(())
+    }
+
+    fn round(&self, linear: &Linear, spec: &QuantSpec) -> Result<Solved, QuantizeError> {
+        let Some(kind) = self.plan.blocks_of(&linear.name) else {
+            return rtn::round(linear, spec).map(|(matrix, report)| (matrix.into(), report));
+        };
+        let importance = self.importance.as_ref().and_then(|known| known.get(&linear.name)).map(Vec::as_slice);
+        blocks::round(linear, kind, importance).map(|(matrix, report)| (matrix.into(), report))
     }
 
     /// The linears of block `index`, or the head if it is counted as that block.
@@ -205,10 +244,21 @@ impl Job {
         if self.plan.options.formats.len() == 1 { out.to_owned() } else { out.join(format.file_name()) }
     }
 
+    /// Where the output is put together: a file, if it is one, else a folder.
+    fn unpublished(&self, journal: &Journal) -> PathBuf {
+        match self.plan.options.formats[..] {
+            [format] if format.is_file() => journal.folder().join("checkpoint.gguf"),
+            _ => journal.checkpoint_folder(),
+        }
+    }
+
     /// Every format into `out`, each read back and compared.
     fn write_and_prove(&self, out: &Path, journal: &Journal, modules: &[LayerReport]) -> Result<Proof, QuantizeError> {
-        if out.exists() {
+        if out.is_dir() {
             fs::remove_dir_all(out).map_err(QuantizeError::io(out))?;
+        }
+        if self.plan.options.formats.len() > 1 {
+            fs::create_dir_all(out).map_err(QuantizeError::io(out))?;
         }
         let mut proof = Proof::default();
         for &format in &self.plan.options.formats {
@@ -241,7 +291,13 @@ impl Job {
             true_sequential: options.sequence == calibration::Sequence::Module,
             shard_bytes: options.shard_bytes,
         };
-        format::write(folder, format, &contents)?;
+        match options.block_mixture() {
+            Some(mixture) => {
+                let load = |name: &str| load_matrix(journal, &self.plan, name);
+                gguf::write_solved(folder, mixture, &self.checkpoint, &self.plan.modules, &load, &contents.meta)?;
+            }
+            None => format::write(folder, format, &contents)?,
+        }
         let model = &self.request.model;
         card::write(folder, &Provenance { model, options, format, plan: &self.identity, manifest, modules })
     }
@@ -299,6 +355,10 @@ fn written_module(report: &LayerReport) -> QuantizedModule {
 }
 
 fn load_module(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<kernels::QuantizedMatrix, ModelError> {
+    load_matrix(journal, plan, name)?.grid(name).cloned()
+}
+
+fn load_matrix(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<Matrix, ModelError> {
     let missing = |what: String| ModelError::Tensor { tensor: name.to_owned(), what };
     let module =
         plan.modules.iter().find(|m| m.name == name).ok_or_else(|| missing("is not in the plan".to_owned()))?;
@@ -307,21 +367,62 @@ fn load_module(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<kernel
     solved.map(|(matrix, _)| matrix.clone()).ok_or_else(|| missing("is not in the journal".to_owned()))
 }
 
+/// Refuses names that don't fit what they are for.
+fn check_names(request: &Request, plan: &ValidPlan) -> Result<(), QuantizeError> {
+    let refuse = |what: String| Err(QuantizeError::Option(what));
+    let gguf = request.out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    match plan.options.formats[..] {
+        [format] if format.is_file() && !gguf => {
+            return refuse(format!("--format {format} writes a file: let --out end in .gguf"));
+        }
+        [format] if !format.is_file() && gguf => {
+            return refuse(format!("--format {format} writes a folder: --out can't end in .gguf"));
+        }
+        _ => {}
+    }
+    if request.save_imatrix.is_some() && plan.options.calibration.is_empty() {
+        return refuse("--save-imatrix needs text to measure activations on: give --calibration FILE".to_owned());
+    }
+    Ok(())
+}
+
+/// The importance matrix at `path`, which must speak of every module in its width.
+fn read_importance(path: &Path, checkpoint: &Checkpoint, plan: &ValidPlan) -> Result<Importance, QuantizeError> {
+    let importance = imatrix::read(path, &checkpoint.config)?;
+    for module in plan.quantized() {
+        let what = match importance.get(&module.name) {
+            Some(values) if values.len() == module.inputs => continue,
+            Some(values) => format!("has {} columns in it, but {} in the model", values.len(), module.inputs),
+            None => "is not in it".to_owned(),
+        };
+        let what = format!("`{}` {what}; it is of another model, or leave the module out with --skip", module.name);
+        return Err(ModelError::malformed(path, what).into());
+    }
+    Ok(importance)
+}
+
 /// Puts the finished checkpoint in its place; what was there before goes with the work folder.
 fn publish(folder: &Path, out: &Path, journal: &Journal) -> Result<(), QuantizeError> {
     flush(folder)?;
     if out.exists() {
         let old = journal.folder().join("replaced");
-        if old.exists() {
+        if old.is_dir() {
             fs::remove_dir_all(&old).map_err(QuantizeError::io(&old))?;
         }
         fs::rename(out, &old).map_err(QuantizeError::io(out))?;
+    }
+    if folder.is_file() {
+        let (record, place) = (card::beside(folder), card::beside(out));
+        fs::rename(&record, &place).map_err(QuantizeError::io(&record))?;
     }
     fs::rename(folder, out).map_err(QuantizeError::io(out))
 }
 
 /// Everything below `folder` on the disk before it takes its final name.
 fn flush(folder: &Path) -> Result<(), QuantizeError> {
+    if folder.is_file() {
+        return File::open(folder).and_then(|file| file.sync_all()).map_err(QuantizeError::io(folder));
+    }
     for entry in fs::read_dir(folder).map_err(QuantizeError::io(folder))? {
         let path = entry.map_err(QuantizeError::io(folder))?.path();
         if path.is_dir() {

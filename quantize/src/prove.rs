@@ -3,7 +3,7 @@
 //! error was measured. The errors in the report are therefore those of the file. Where a format holds float weights,
 //! they must be those weights rounded once to the stored type.
 
-use crate::{Journal, QuantizeError, plan::ValidPlan};
+use crate::{Journal, Matrix, QuantizeError, plan::ValidPlan};
 use kernels::QuantizedMatrix;
 use model::{
     Checkpoint,
@@ -46,11 +46,17 @@ pub fn prove(
     for block in 0..plan.blocks() {
         let solved = journal.load(block)?;
         solved.par_iter().try_for_each(|(matrix, report)| {
+            let matrix = match matrix {
+                Matrix::Grid(matrix) => matrix,
+                Matrix::Blocks(matrix) => {
+                    return same_weight(&report.module, format, &matrix.dequantize(), written.tensors.as_ref());
+                }
+            };
             let weight = format.weight(matrix, &source.config_json);
             same_as_written(&report.module, format, matrix, &weight, written.tensors.as_ref())
         })?;
         proof.modules += solved.len();
-        proof.codes += solved.iter().map(|(matrix, _)| matrix.codes.len() as u64).sum::<u64>();
+        proof.codes += solved.iter().map(|(matrix, _)| matrix.codes()).sum::<u64>();
     }
     Ok(proof)
 }
@@ -77,11 +83,17 @@ pub fn same_as_written(
             }
         }
     }
+    same_weight(module, format, weight, written)
+}
+
+/// Compares the weight that a loader of `written` computes with.
+fn same_weight(module: &str, format: Target, weight: &[f32], written: &dyn TensorSource) -> Result<(), QuantizeError> {
     let read = written.read(&format!("{module}.weight"))?;
-    if !read.iter().map(|w| w.to_bits()).eq(weight.iter().map(|w| w.to_bits())) {
-        return differs("the weights that a loader computes with differ from those whose error was measured");
+    if read.iter().map(|w| w.to_bits()).eq(weight.iter().map(|w| w.to_bits())) {
+        return Ok(());
     }
-    Ok(())
+    let what = "the weights that a loader computes with differ from those whose error was measured, written as";
+    Err(QuantizeError::Proof { module: module.to_owned(), what: format!("{what} {format}") })
 }
 
 /// In what two matrices differ.

@@ -3,11 +3,13 @@
 //! Reading: [`container`] parses the file, [`names`] translates tensors, [`config`] and [`tokenizer`] rebuild what a
 //! Hugging Face folder has beside the weights. Writing is the way back: [`write()`] streams the file, [`describe`] and
 //! [`vocabulary`] make the metadata, [`mixture`] says which tensor gets which type. [`imatrix`] reads and writes
-//! importance matrices. Blocks are `kernels::kquant`.
+//! importance matrices, [`exact`] makes blocks of integers that were
+//! solved for another format. Blocks are `kernels::kquant`.
 
 mod config;
 mod container;
 mod describe;
+pub(super) mod exact;
 mod front;
 pub mod imatrix;
 mod metadata;
@@ -22,7 +24,7 @@ mod write;
 
 pub use mixture::Mixture;
 pub use types::{FloatType, TensorType};
-pub use write::{Contents, write};
+pub use write::{Contents, write, write_integers};
 
 use crate::{
     ModelError,

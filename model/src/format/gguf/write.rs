@@ -7,17 +7,22 @@
 //! The finished file is opened and must describe the same model and the same tokenizer before it gets its name.
 
 use super::{
-    Architecture, GgufFile, TensorType,
+    Architecture, GgufFile, Mixture, TensorType,
     describe::Description,
+    exact,
     front::{self, Entry, Plan},
     names::{self, Change},
     types::FloatType,
     vocabulary,
 };
-use crate::{Checkpoint, Config, ModelError, config::Family, config::Rope, config::layout};
+use crate::{Checkpoint, Config, ModelError, config::Family, config::Rope, config::layout, format};
 use half::{bf16, f16};
 use kernels::kquant::{BlockMatrix, Weighting};
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 /// Values of a tensor that are in float32 at a time.
 const MOST_VALUES: usize = 1 << 22;
@@ -34,6 +39,8 @@ pub struct Contents<'a> {
     pub solved: &'a BTreeSet<String>,
     /// Brings the blocks of a solved linear, rows in Hugging Face's order; called when they are written.
     pub load: &'a dyn Fn(&str) -> Result<BlockMatrix, ModelError>,
+    /// Values of a vector that are no longer the source's, by its name; see `format::Contents::replaced`.
+    pub replaced: &'a dyn Fn(&str) -> Result<Option<Vec<f32>>, ModelError>,
     /// Further metadata: keys and texts, for people.
     pub notes: Vec<(String, String)>,
 }
@@ -71,6 +78,27 @@ pub fn write(path: &Path, contents: &Contents<'_>) -> Result<(), ModelError> {
         return Err(error);
     }
     fs::rename(&written, path).map_err(ModelError::io(path))
+}
+
+/// Writes the integers of `contents`, solved for other formats, to the file `path`: linears in the base type of `mixture`,
+/// which [`super::exact`] says can hold them, the rest as the mixture has it.
+pub fn write_integers(path: &Path, mixture: Mixture, contents: &format::Contents<'_>) -> Result<(), ModelError> {
+    let places: BTreeMap<&str, usize> =
+        contents.modules.iter().enumerate().map(|(index, module)| (module.name.as_str(), index)).collect();
+    let solved: BTreeSet<String> = places.keys().map(|name| (*name).to_owned()).collect();
+    let type_of = |name: &str, inputs: usize| match name.strip_suffix(".weight") {
+        Some(module) if solved.contains(module) => TensorType::Block(mixture.base()),
+        _ => mixture.choose(&contents.source.config, name, inputs).used,
+    };
+    let load = |name: &str| {
+        let matrix = (contents.load)(places[name])?;
+        exact::blocks(&matrix, mixture.base()).map_err(|what| ModelError::Tensor { tensor: name.to_owned(), what })
+    };
+    let notes = vec![("caliper.settings".to_owned(), contents.meta.to_string())];
+    let file_type = mixture.file_type();
+    let source = contents.source;
+    let replaced = contents.replaced;
+    write(path, &Contents { source, file_type, type_of: &type_of, solved: &solved, load: &load, replaced, notes })
 }
 
 /// Every tensor of the model, in the order of computation.
@@ -120,7 +148,14 @@ impl Tensor {
     }
 
     fn write_vector(&self, contents: &Contents<'_>, put: Put<'_>) -> Result<(), ModelError> {
-        let values = contents.source.tensors.read(&self.name)?;
+        let values = match (contents.replaced)(&self.name)? {
+            Some(values) if values.len() == self.plan.shape[0] => values,
+            Some(values) => {
+                let what = format!("has {} values, but {} are to take their place", self.plan.shape[0], values.len());
+                return Err(ModelError::Tensor { tensor: self.name.clone(), what });
+            }
+            None => contents.source.tensors.read(&self.name)?,
+        };
         let added = if self.change == Change::MinusOne { 1.0 } else { 0.0 };
         let stored: Vec<f32> = (0..values.len()).map(|row| values[self.source_row(row)] + added).collect();
         put(&floats(&stored, FloatType::F32))
