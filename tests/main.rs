@@ -8,6 +8,7 @@
 mod arrows;
 mod goldens;
 mod interop;
+mod interop_gguf;
 mod perplexity;
 mod real_models;
 mod tokenizers;

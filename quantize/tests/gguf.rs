@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
 
-use model::{Checkpoint, format::TensorSource};
+use model::Checkpoint;
 use serde_json::Value;
 use std::{fs, path::Path, process::Command};
 

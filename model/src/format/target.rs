@@ -100,7 +100,9 @@ impl Target {
     /// Refuses linears whose widths or settings the format can't hold, each alone or together in one checkpoint.
     pub fn check(self, modules: &[QuantizedModule]) -> Result<(), ModelError> {
         if let Self::Gguf(mixture) = self {
-            let refused = |module| gguf::exact::objection(mixture, module).map(|what| tensor_error(&module.name, what));
+            let refused = |module: &QuantizedModule| {
+                gguf::exact::objection(mixture, module).map(|what| tensor_error(&module.name, what))
+            };
             return modules.iter().find_map(refused).map_or(Ok(()), Err);
         }
         let layout = self.layout(&Value::Null);

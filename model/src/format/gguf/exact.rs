@@ -5,7 +5,8 @@
 //! their ends; Q4_1 and Q5_1 hold `q`, and `-s z` as float16, the one number here that is rounded (by 2^-11 of itself at
 //! most; `s` isn't). Formats whose scales are themselves quantized can't hold any scale.
 
-use super::{super::QuantizedModule, Mixture};
+use super::Mixture;
+use crate::format::QuantizedModule;
 use half::f16;
 use kernels::{
     QuantizedMatrix,
