@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic anywhere, helpers included")]
 
-mod support;
+#[path = "support/small_model.rs"]
+mod small_model;
 
 use candle_core::{Device, quantized::gguf_file};
 use kernels::kquant::{BlockMatrix, BlockType, Weighting};
@@ -14,8 +15,8 @@ use model::{
     },
 };
 use serde_json::{Value, json};
+use small_model::{SmallModel, config};
 use std::{collections::BTreeSet, fs, path::Path};
-use support::small_model::{SmallModel, config};
 
 fn open(path: &Path) -> Checkpoint {
     Checkpoint::open(path.to_str().unwrap()).unwrap()
@@ -189,6 +190,23 @@ fn pre_tokenizers_are_found_by_what_they_do() {
     }
 }
 
+/// candle's reading of the file at `path` is ours.
+fn candle_agrees(path: &Path, read: &Checkpoint) {
+    let mut file = fs::File::open(path).unwrap();
+    let content = gguf_file::Content::read(&mut file).unwrap();
+    assert_eq!(content.tensor_infos.len(), read.tensors.names().len());
+    for (stored, ours) in [
+        ("token_embd", "model.embed_tokens"),
+        ("blk.1.attn_v", "model.layers.1.self_attn.v_proj"),
+        ("blk.3.ffn_down", "model.layers.3.mlp.down_proj"),
+        ("output_norm", "model.norm"),
+    ] {
+        let tensor = content.tensor(&mut file, &format!("{stored}.weight"), &Device::Cpu).unwrap();
+        let theirs: Vec<f32> = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        assert!(theirs == read.tensors.read(&format!("{ours}.weight")).unwrap(), "{} {stored}", path.display());
+    }
+}
+
 /// The demo model in a mixture: what candle reads is what we read, and both are our encoder's blocks.
 #[test]
 fn candle_reads_the_demo_model_in_every_mixture() {
@@ -200,21 +218,9 @@ fn candle_reads_the_demo_model_in_every_mixture() {
         let type_of = |tensor: &str, inputs| mixture.choose(&source.config, tensor, inputs).used;
         written(&source, &path, &type_of).unwrap();
         let read = open(&path);
-        let mut file = fs::File::open(&path).unwrap();
-        let content = gguf_file::Content::read(&mut file).unwrap();
-        assert_eq!(content.tensor_infos.len(), source.tensors.names().len(), "{name}");
-        for (stored, ours) in [
-            ("token_embd", "model.embed_tokens"),
-            ("blk.1.attn_v", "model.layers.1.self_attn.v_proj"),
-            ("blk.3.ffn_down", "model.layers.3.mlp.down_proj"),
-            ("output_norm", "model.norm"),
-        ] {
-            if name == "IQ4_NL" {
-                continue; // candle doesn't know it.
-            }
-            let tensor = content.tensor(&mut file, &format!("{stored}.weight"), &Device::Cpu).unwrap();
-            let theirs: Vec<f32> = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-            assert!(theirs == read.tensors.read(&format!("{ours}.weight")).unwrap(), "{name} {stored}");
+        // candle doesn't know IQ4_NL.
+        if name != "IQ4_NL" {
+            candle_agrees(&path, &read);
         }
         // q is permuted in the file; through our reader it must be the source's rows, encoded one by one.
         let query = "model.layers.2.self_attn.q_proj.weight";

@@ -162,28 +162,22 @@ impl Job {
     }
 
     fn solve(&self, journal: &Journal, resumed: usize) -> Result<(), QuantizeError> {
+        if self.request.save_imatrix.is_some() && resumed > 0 {
+            let what = "--save-imatrix needs all blocks in one run, but some are done: start afresh with --overwrite after removing";
+            return Err(QuantizeError::Option(format!("{what} {}", journal.folder().display())));
+        }
         let done = self.plan.quantized().filter(|module| journal.has(module.block)).count();
         let mut progress = Progress::new("quantizing", self.plan.quantized().count() as u64, done as u64);
         match &self.calibration {
             _ if resumed == self.plan.blocks() => {}
-            Some(set) => self.walk(set, journal, resumed, &mut progress)?,
+            Some(set) => self.walk(set, journal, &mut progress)?,
             None => self.round_all(journal, &mut progress)?,
         }
         progress.finish();
         Ok(())
     }
 
-    fn walk(
-        &self,
-        set: &CalibrationSet,
-        journal: &Journal,
-        resumed: usize,
-        progress: &mut Progress,
-    ) -> Result<(), QuantizeError> {
-        if self.request.save_imatrix.is_some() && resumed > 0 {
-            let what = "--save-imatrix needs all blocks in one run, but some are done: start afresh with --overwrite after removing";
-            return Err(QuantizeError::Option(format!("{what} {}", journal.folder().display())));
-        }
+    fn walk(&self, set: &CalibrationSet, journal: &Journal, progress: &mut Progress) -> Result<(), QuantizeError> {
         let options = driver::DriverOptions {
             inputs: self.plan.options.inputs,
             sequence: self.plan.options.sequence,

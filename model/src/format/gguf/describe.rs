@@ -6,7 +6,7 @@
 use super::{Architecture, GgufFile, front::Entries, front::Entry, vocabulary};
 use crate::{
     Checkpoint, ModelError,
-    config::{Config, Family, Stretch},
+    config::{self, Config, Family, Stretch},
 };
 use serde_json::Value;
 
@@ -169,7 +169,7 @@ impl Maker<'_> {
         }
         let kind =
             scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str).unwrap_or("default");
-        let plain: Vec<f32> = (0..pairs).map(|j| theta.powf(-(j as f64) / pairs as f64) as f32).collect();
+        let plain = config::plain(theta, pairs);
         let divisors = |stretched: &[f32]| plain.iter().zip(stretched).map(|(f, stretched)| f / stretched).collect();
         match (kind, &rope.beyond) {
             ("default", None) => {}

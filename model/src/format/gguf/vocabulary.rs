@@ -74,12 +74,12 @@ pub(super) fn entries(source: &Checkpoint) -> Result<Entries, ModelError> {
     }
     set("tokens", Entry::Texts(tokens.texts.clone()));
     set("token_type", Entry::Ints(tokens.kinds.clone()));
-    for (role, id) in special_ids(source)? {
+    let (before, after) = put_around(tokenizer);
+    for (role, id) in special_ids(source, before, after)? {
         set(&format!("{role}_token_id"), Entry::U32(id));
     }
-    let (bos, eos) = put_around(tokenizer);
-    set("add_bos_token", Entry::Bool(bos));
-    set("add_eos_token", Entry::Bool(eos));
+    set("add_bos_token", Entry::Bool(before.is_some()));
+    set("add_eos_token", Entry::Bool(after.is_some()));
     if let Some(template) = &source.chat_template {
         entries.push(("tokenizer.chat_template".into(), Entry::Text(template.clone())));
     }
@@ -182,17 +182,21 @@ fn puts_a_space_before(tokenizer: &Tokenizer) -> bool {
     spaced("a")
 }
 
-/// Whether beginning and end of text are put around a text that asks for special tokens.
-fn put_around(tokenizer: &Tokenizer) -> (bool, bool) {
+/// What is put before and behind a text that asks for special tokens.
+fn put_around(tokenizer: &Tokenizer) -> (Option<u32>, Option<u32>) {
     let ids = |special| tokenizer.encode_fast("a", special).map(|e| e.get_ids().to_vec()).unwrap_or_default();
     let (plain, around) = (ids(false), ids(true));
     let at = around.windows(plain.len().max(1)).position(|window| window == plain).unwrap_or(0);
-    (at > 0, around.len() > at + plain.len())
+    (around[..at].first().copied(), around.get(at + plain.len()).copied())
 }
 
 /// The tokens that have a role: by `tokenizer_config.json`, else by `config.json`; beginning and end of text that are put
 /// around a text are what is put there.
-fn special_ids(source: &Checkpoint) -> Result<BTreeMap<&'static str, u32>, ModelError> {
+fn special_ids(
+    source: &Checkpoint,
+    before: Option<u32>,
+    after: Option<u32>,
+) -> Result<BTreeMap<&'static str, u32>, ModelError> {
     let path = source.path.join("tokenizer_config.json");
     let stated: Value = if path.is_file() {
         let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
@@ -206,6 +210,8 @@ fn special_ids(source: &Checkpoint) -> Result<BTreeMap<&'static str, u32>, Model
         let token = stated[key].as_str().or_else(|| stated[key]["content"].as_str());
         ids.extend(token.and_then(|token| source.tokenizer.token_to_id(token)).map(|id| (role, id)));
     }
+    ids.extend(before.map(|id| ("bos", id)));
+    ids.extend(after.map(|id| ("eos", id)));
     let config = &source.config;
     if let Some(bos) = config.bos_token {
         ids.entry("bos").or_insert(bos);
