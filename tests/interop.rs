@@ -1,5 +1,5 @@
-//! Our GPTQ writer against an independent reader: `interop/read_gptq.py`, numpy and safetensors, written from the
-//! layout table alone.
+//! Our writers against independent readers: `interop/read_*.py`, numpy and safetensors, written from the layout tables
+//! alone.
 //!
 //! The interpreter is `CALIPER_PYTHON`, else `python3`; one without numpy and safetensors means a skipped test, unless
 //! `CALIPER_PYTHON` was given: then it has to work.
@@ -11,7 +11,7 @@ mod toy;
 use kernels::{ActOrder, QuantSpec};
 use model::{
     Checkpoint,
-    format::{Target, gptq::Version},
+    format::{QuantizedModule, Target, gptq::Version},
 };
 use std::io::Write as _;
 use std::{fs, path::Path, process::Command};
@@ -28,54 +28,113 @@ fn python() -> Option<String> {
     }
 }
 
-/// Runs the Python reader over `checkpoint`; the names of the modules it found.
-fn read_with_python(python: &str, checkpoint: &Path, out: &Path) -> Vec<String> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("interop/read_gptq.py");
+/// Runs a Python reader over `checkpoint`; the names of the modules it found.
+fn read_with_python(python: &str, reader: &str, checkpoint: &Path, out: &Path) -> Vec<String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("interop").join(reader);
     let output = Command::new(python).arg(script).arg(checkpoint).arg(out).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+    assert!(output.status.success(), "{reader}: {}", String::from_utf8_lossy(&output.stderr));
+    let mut found: Vec<String> = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
+    found.sort();
+    found
 }
 
-/// Writes a checkpoint of `shared`, one module with other bits, and compares every dequantized weight bit for bit: both
-/// sides multiply one float16 scale by one small integer in float32, which is exact in the same way.
-fn compare(python: &str, shared: QuantSpec, version: Version) {
-    let folder = tempfile::tempdir().unwrap();
-    let (source, checkpoint, out) =
-        (folder.path().join("source"), folder.path().join("checkpoint"), folder.path().join("out"));
-    fs::create_dir(&out).unwrap();
-    toy::write_source(&source, true);
-    let mut modules = toy::all_modules(shared);
-    modules[6].spec = QuantSpec { bits: if shared.bits == 4 { 3 } else { 4 }, group_size: None, ..shared };
-    modules.pop();
-    toy::write_checkpoint(&source, &checkpoint, shared, &modules, Target::Gptq(version), 20_000).unwrap();
-    let mut found = read_with_python(python, &checkpoint, &out);
-    found.sort();
-    let mut expected: Vec<&str> = modules.iter().map(|module| &*module.name).collect();
-    expected.sort_unstable();
-    assert_eq!(found, expected);
-    let ours = Checkpoint::open(&checkpoint.to_string_lossy()).unwrap();
-    for name in found {
-        let theirs = fs::read(out.join(format!("{name}.f32"))).unwrap();
-        let ours = ours.tensors.read(&format!("{name}.weight")).unwrap();
-        let ours: Vec<u8> = ours.iter().flat_map(|value| value.to_le_bytes()).collect();
-        assert!(ours == theirs, "{name} of {shared:?}, {version:?}");
+/// A checkpoint of the toy model and what Python reads in it.
+struct Comparison {
+    folder: tempfile::TempDir,
+    modules: Vec<QuantizedModule>,
+}
+
+impl Comparison {
+    /// The toy model, all linears but the last to be quantized by `shared`.
+    fn new(shared: QuantSpec) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        toy::write_source(&folder.path().join("source"), true);
+        let mut modules = toy::all_modules(shared);
+        modules.pop();
+        Self { folder, modules }
+    }
+
+    /// Writes the checkpoint, lets Python dequantize it and compares every weight bit for bit: both sides multiply one
+    /// float16 scale by one small integer in float32, which is exact in the same way.
+    fn check(&self, python: &str, reader: &str, target: Target) {
+        let shared = self.modules[0].spec;
+        let path = |name: &str| self.folder.path().join(name);
+        let (checkpoint, out) = (path("checkpoint"), path("out"));
+        fs::create_dir(&out).unwrap();
+        toy::write_checkpoint(&path("source"), &checkpoint, shared, &self.modules, target, 20_000).unwrap();
+        let found = read_with_python(python, reader, &checkpoint, &out);
+        let mut expected: Vec<String> = self.modules.iter().map(|module| module.name.clone()).collect();
+        if !target.holds_integers() {
+            expected = toy::linears().into_iter().map(|(name, ..)| name).collect();
+        }
+        expected.sort_unstable();
+        assert_eq!(found, expected);
+        let ours = Checkpoint::open(&checkpoint.to_string_lossy()).unwrap();
+        for name in found {
+            let theirs = fs::read(out.join(format!("{name}.f32"))).unwrap();
+            let ours = ours.tensors.read(&format!("{name}.weight")).unwrap();
+            let ours: Vec<u8> = ours.iter().flat_map(|value| value.to_le_bytes()).collect();
+            assert!(ours == theirs, "{name} of {shared:?} as {target}");
+        }
+    }
+}
+
+/// An interpreter, or a word past the test runner's capture that there is none: a skipped comparison must be seen.
+fn python_or_skip(what: &str) -> Option<String> {
+    let python = python();
+    if python.is_none() {
+        let why = "python3 has no numpy and safetensors; name an interpreter that has in CALIPER_PYTHON";
+        writeln!(std::io::stderr(), "SKIPPED interop of {what}: {why}").unwrap();
+    }
+    python
+}
+
+#[test]
+fn python_reads_our_gptq() {
+    let Some(python) = python_or_skip("gptq") else { return };
+    for (bits, group_size, symmetric) in
+        [(2, Some(16), false), (3, Some(64), true), (4, Some(32), false), (8, None, false)]
+    {
+        let plain = toy::spec(bits, group_size, symmetric);
+        let ordered = QuantSpec { act_order: ActOrder::Desc, smallest_zero: 0, ..plain };
+        for (shared, version) in [(plain, Version::V1), (ordered, Version::V2)] {
+            let mut comparison = Comparison::new(shared);
+            let other = QuantSpec { bits: if bits == 4 { 3 } else { 4 }, group_size: None, ..shared };
+            comparison.modules[6].spec = other;
+            comparison.check(&python, "read_gptq.py", Target::Gptq(version));
+        }
     }
 }
 
 #[test]
-fn python_reads_what_we_write() {
-    let Some(python) = python() else {
-        let why = "python3 has no numpy and safetensors; name an interpreter that has in CALIPER_PYTHON";
-        // Past the test runner's capture: a skipped comparison must be seen.
-        writeln!(std::io::stderr(), "SKIPPED interop: {why}").unwrap();
-        return;
-    };
-    for (bits, group_size, symmetric) in
-        [(2, Some(16), false), (3, Some(64), true), (4, Some(32), false), (8, None, false)]
-    {
-        compare(&python, toy::spec(bits, group_size, symmetric), Version::V1);
-        let ordered =
-            QuantSpec { act_order: ActOrder::Desc, smallest_zero: 0, ..toy::spec(bits, group_size, symmetric) };
-        compare(&python, ordered, Version::V2);
+fn python_reads_our_awq() {
+    let Some(python) = python_or_skip("awq") else { return };
+    for (group_size, symmetric) in [(Some(32), false), (Some(16), true), (None, false)] {
+        let shared = QuantSpec { smallest_zero: 0, ..toy::spec(4, group_size, symmetric) };
+        Comparison::new(shared).check(&python, "read_awq.py", Target::Awq);
+    }
+}
+
+#[test]
+fn python_reads_our_compressed_tensors() {
+    let Some(python) = python_or_skip("compressed-tensors") else { return };
+    for (bits, group_size, symmetric, act_order) in [
+        (4, Some(32), true, ActOrder::None),
+        (4, Some(16), false, ActOrder::Desc),
+        (8, None, true, ActOrder::Static),
+        (8, Some(32), false, ActOrder::Static),
+    ] {
+        let shared = QuantSpec { smallest_zero: 0, act_order, ..toy::spec(bits, group_size, symmetric) };
+        let mut comparison = Comparison::new(shared);
+        comparison.modules[6].spec = QuantSpec { bits: 12 - bits, group_size: None, symmetric: !symmetric, ..shared };
+        comparison.check(&python, "read_compressed.py", Target::CompressedTensors);
+    }
+}
+
+#[test]
+fn python_reads_our_float_weights() {
+    let Some(python) = python_or_skip("dequantized") else { return };
+    for format in ["dequantized", "dequantized:float16", "dequantized:float32"] {
+        Comparison::new(toy::spec(4, Some(32), false)).check(&python, "read_float.py", format.parse().unwrap());
     }
 }

@@ -8,7 +8,10 @@ use crate::{
     config::{self, layout},
     decoder::{Block, Head, RopeTables},
     demo,
-    format::{TensorSource, gguf::GgufFile, gptq::GptqFolder, huggingface::SafetensorsFolder},
+    format::{
+        TensorSource, awq::AwqFolder, compressed::CompressedFolder, gguf::GgufFile, gptq::GptqFolder,
+        huggingface::SafetensorsFolder,
+    },
     hub::{self, HubId},
     text,
 };
@@ -87,6 +90,8 @@ impl Checkpoint {
         files.sort();
         let tensors: Box<dyn TensorSource> = match config::quantization_method(&config_json, &config_path)? {
             None => Box::new(safetensors),
+            Some("awq") => Box::new(AwqFolder::open(safetensors, &config_json, folder)?),
+            Some("compressed-tensors") => Box::new(CompressedFolder::open(safetensors, &config_json, folder)?),
             Some(_) => Box::new(GptqFolder::open(safetensors, &config_json, folder)?),
         };
         let tokenizer = read_tokenizer(folder)?;

@@ -171,7 +171,7 @@ pub(crate) fn quantization_method<'a>(json: &'a Value, path: &Path) -> Result<Op
         return Ok(None);
     };
     match settings.get("quant_method").and_then(Value::as_str) {
-        Some("gptq") => Ok(Some("gptq")),
+        Some(method @ ("gptq" | "awq" | "compressed-tensors")) => Ok(Some(method)),
         Some(method) => {
             Err(ModelError::Unsupported { path: path.to_owned(), what: format!("quantization method `{method}`") })
         }

@@ -12,12 +12,16 @@ mod packed;
 use crate::{
     Config, ModelError, checkpoint,
     format::{
-        Target, TensorSource, gguf,
-        gptq::{GptqFolder, Settings},
+        PackedFolder, Packing, QuantizedModule, Target, TensorSource,
+        awq::AwqFolder,
+        compressed::CompressedFolder,
+        gguf,
+        gptq::{self, GptqFolder},
         huggingface::SafetensorsFolder,
     },
     runtimes::{self, Verdict},
 };
+use kernels::{ActOrder, QuantSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
@@ -174,54 +178,77 @@ fn judge(
     settings: Option<&Value>,
     linears: &[packed::Linear],
 ) -> Judged {
-    let unknown = |format: String, reason: &str, problems| Judged {
-        format,
-        groups: None,
-        runtimes: runtimes::unknown(reason),
-        problems,
-    };
+    let place = Place { folder, config_json, linears };
     match method(settings).as_deref() {
         None => Judged { format: "float".into(), groups: None, runtimes: Vec::new(), problems: Vec::new() },
-        Some("gptq") => match GptqFolder::open(files, config_json, folder) {
-            Ok(checkpoint) => judge_gptq(folder, &checkpoint, config_json, linears),
-            Err(error) => unknown("gptq".into(), "the settings and the tensors do not agree", vec![error.to_string()]),
-        },
-        Some(name @ ("awq" | "compressed-tensors")) => {
-            unknown(name.into(), "there are no rules here for this layout", Vec::new())
+        Some("gptq") => {
+            let target = |settings: &gptq::Settings| Target::Gptq(settings.version);
+            place.judge("gptq", GptqFolder::open(files, config_json, folder), target)
+        }
+        Some("awq") => place.judge("awq", AwqFolder::open(files, config_json, folder), |_| Target::Awq),
+        Some("compressed-tensors") => {
+            let opened = CompressedFolder::open(files, config_json, folder);
+            place.judge("compressed-tensors", opened, |_| Target::CompressedTensors)
         }
         Some(name) => {
             let problem =
                 format!("the quantization method `{name}` is not known here: parameters are counted as they lie");
-            unknown(name.into(), "the quantization method is not known here", vec![problem])
+            Judged::unknown(name, "the quantization method is not known here", problem)
         }
     }
 }
 
-fn judge_gptq(folder: &Path, checkpoint: &GptqFolder, config_json: &Value, linears: &[packed::Linear]) -> Judged {
-    let modules = checkpoint.modules();
-    let settings = checkpoint.settings();
-    let bytes: BTreeMap<&str, u64> = linears.iter().map(|linear| (linear.name(), linear.found().bytes)).collect();
-    let groups = group(modules.iter().map(|module| Found {
-        settings: in_words(settings, &module.name),
-        parameters: (module.outputs * module.inputs) as u64,
-        bytes: bytes.get(&*module.name).copied().unwrap_or(0),
-    }));
-    let config = Config::from_json(config_json, &folder.join("config.json")).ok();
-    Judged {
-        format: settings.version.name().into(),
-        groups: Some(groups),
-        runtimes: runtimes::verdicts(&modules, Target::Gptq(settings.version), config.as_ref()),
-        problems: Vec::new(),
+impl Judged {
+    fn unknown(format: &str, reason: &str, problem: String) -> Self {
+        Self { format: format.into(), groups: None, runtimes: runtimes::unknown(reason), problems: vec![problem] }
     }
 }
 
-/// The settings of `module`, e.g. `4 bits, groups of 128, symmetric`.
-fn in_words(settings: &Settings, module: &str) -> String {
-    let Some(own) = settings.module(module) else { return "full precision".into() };
-    let groups = own.group_size.map_or("one group per row".into(), |size| format!("groups of {size}"));
-    let grid = if own.symmetric { "symmetric" } else { "asymmetric" };
-    let order = if own.desc_act == Some(true) { ", act-order" } else { "" };
-    format!("{} bits, {groups}, {grid}{order}", own.bits)
+/// A folder whose packed linears were found.
+struct Place<'a> {
+    folder: &'a Path,
+    config_json: &'a Value,
+    linears: &'a [packed::Linear],
+}
+
+impl Place<'_> {
+    /// Judges the folder as opened in the format `name`, if it could be.
+    fn judge<P: Packing>(
+        &self,
+        name: &str,
+        opened: Result<PackedFolder<P>, ModelError>,
+        target: impl Fn(&P) -> Target,
+    ) -> Judged {
+        match opened {
+            Ok(checkpoint) => self.judge_modules(&checkpoint.modules(), target(checkpoint.settings())),
+            Err(error) => Judged::unknown(name, "the settings and the tensors do not agree", error.to_string()),
+        }
+    }
+
+    fn judge_modules(&self, modules: &[QuantizedModule], target: Target) -> Judged {
+        let bytes: BTreeMap<&str, u64> =
+            self.linears.iter().map(|linear| (linear.name(), linear.found().bytes)).collect();
+        let groups = group(modules.iter().map(|module| Found {
+            settings: in_words(&module.spec),
+            parameters: (module.outputs * module.inputs) as u64,
+            bytes: bytes.get(&*module.name).copied().unwrap_or(0),
+        }));
+        let config = Config::from_json(self.config_json, &self.folder.join("config.json")).ok();
+        Judged {
+            format: target.to_string(),
+            groups: Some(groups),
+            runtimes: runtimes::verdicts(modules, target, config.as_ref()),
+            problems: Vec::new(),
+        }
+    }
+}
+
+/// Settings, e.g. `4 bits, groups of 128, symmetric`.
+fn in_words(spec: &QuantSpec) -> String {
+    let groups = spec.group_size.map_or("one group per row".into(), |size| format!("groups of {size}"));
+    let grid = if spec.symmetric { "symmetric" } else { "asymmetric" };
+    let order = if spec.act_order == ActOrder::Desc { ", act-order" } else { "" };
+    format!("{} bits, {groups}, {grid}{order}", spec.bits)
 }
 
 /// Sums linears with the same settings, most weights first.

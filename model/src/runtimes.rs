@@ -1,4 +1,6 @@
-//! Which runtimes load a GPTQ checkpoint, and why not: rules about widths, groups and grids, tried on every module.
+//! Which runtimes load a quantized checkpoint, and why not: rules about widths, groups and grids, tried on every module.
+//!
+//! GPTQ:
 //!
 //! | | bits | group size | grid | widths |
 //! |---|---|---|---|---|
@@ -6,6 +8,16 @@
 //! | ExLlama kernels | 4 | -1, 32, 64, 128 | any | inputs % group size = 0 |
 //! | vLLM | 2, 3, 4, 8 | any | any | inputs % group size = 0; q/k/v and gate/up alike |
 //! | Transformers with GPTQModel | 2, 3, 4, 8 | -1, 16 to 1024 in powers of two | any | a ragged group only in PyTorch |
+//!
+//! AWQ and compressed-tensors in vLLM:
+//!
+//! | | bits | group size | grid | otherwise |
+//! |---|---|---|---|---|
+//! | AWQ, Marlin | 4 | -1, 32, 64, 128 | any | layer by layer AWQ's own kernels: float16, no -1 |
+//! | compressed-tensors, Marlin | 4, 8 | -1, 32, 64, 128 | asymmetric at 4 bits | ExLlama: float16, symmetric |
+//!
+//! The widths are those of the Marlin kernels above. Transformers reads both through a package of the format's own, AWQ
+//! with the head in full precision.
 //!
 //! The rules of GPTQModel (7.4) and of its Marlin and ExLlama kernels, and vLLM's on widths, were read in their sources
 //! in November 2026; that vLLM's other GPTQ kernels compute in float16 only and that it refuses Gemma in float16 is
@@ -20,7 +32,7 @@ use kernels::ActOrder;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
 
-/// A program, or a family of kernels, that runs GPTQ checkpoints.
+/// A program, or a family of kernels, that runs quantized checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Runtime {
     /// vLLM.
@@ -29,6 +41,12 @@ pub enum Runtime {
     /// Transformers with the GPTQModel package.
     #[serde(rename = "Transformers with GPTQModel")]
     GptqModel,
+    /// Transformers with the AutoAWQ package.
+    #[serde(rename = "Transformers with AutoAWQ")]
+    AutoAwq,
+    /// Transformers with the compressed-tensors package.
+    #[serde(rename = "Transformers with compressed-tensors")]
+    CompressedTensors,
     /// The Marlin kernels, in vLLM and elsewhere.
     #[serde(rename = "Marlin kernels")]
     Marlin,
@@ -38,8 +56,8 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Vllm, Self::GptqModel, Self::Marlin, Self::ExLlama];
+    /// Those that GPTQ checkpoints are judged for.
+    pub const OF_GPTQ: [Self; 4] = [Self::Vllm, Self::GptqModel, Self::Marlin, Self::ExLlama];
 }
 
 impl fmt::Display for Runtime {
@@ -47,6 +65,8 @@ impl fmt::Display for Runtime {
         f.pad(match self {
             Self::Vllm => "vLLM",
             Self::GptqModel => "Transformers with GPTQModel",
+            Self::AutoAwq => "Transformers with AutoAWQ",
+            Self::CompressedTensors => "Transformers with compressed-tensors",
             Self::Marlin => "Marlin kernels",
             Self::ExLlama => "ExLlama kernels",
         })
@@ -92,31 +112,45 @@ pub struct Verdict {
     pub reason: String,
 }
 
-/// A verdict for each of [`Runtime::ALL`] on a checkpoint of `modules` in a format; `config` where the architecture is
-/// known. None on float weights.
+impl Verdict {
+    fn of(runtime: Runtime, (outcome, reason): (Outcome, String)) -> Self {
+        Self { runtime, outcome, reason }
+    }
+}
+
+/// A verdict for each runtime that there are rules for on a checkpoint of `modules` in a format; `config` where the
+/// architecture is known. None on float weights.
 pub fn verdicts(modules: &[QuantizedModule], target: Target, config: Option<&Config>) -> Vec<Verdict> {
     match target {
         Target::Gptq(version) => gptq(modules, version, config),
+        Target::Awq => vec![
+            Verdict::of(Runtime::Vllm, vllm_awq(modules, config)),
+            Verdict::of(Runtime::AutoAwq, auto_awq(modules)),
+            Verdict::of(Runtime::Marlin, kernels_only(modules, marlin_awq_objection)),
+        ],
+        Target::CompressedTensors => vec![
+            Verdict::of(Runtime::Vllm, vllm_compressed(modules, config)),
+            Verdict::of(Runtime::CompressedTensors, (Outcome::Loads, "unpacks the weights in PyTorch".into())),
+            Verdict::of(Runtime::Marlin, kernels_only(modules, marlin_compressed_objection)),
+        ],
         Target::Dequantized(_) | Target::Gguf(_) => Vec::new(),
     }
 }
 
 fn gptq(modules: &[QuantizedModule], version: Version, config: Option<&Config>) -> Vec<Verdict> {
-    let judge = |runtime| {
-        let (outcome, reason) = match runtime {
-            Runtime::Vllm => vllm(modules, config),
-            Runtime::GptqModel => gptq_model(modules),
-            Runtime::Marlin => kernels_only(modules, marlin_objection),
-            Runtime::ExLlama => kernels_only(modules, exllama_objection),
-        };
-        Verdict { runtime, outcome, reason: with_version(outcome, reason, version) }
-    };
-    Runtime::ALL.map(judge).into()
+    let judge =
+        |runtime, (outcome, reason)| Verdict { runtime, outcome, reason: with_version(outcome, reason, version) };
+    vec![
+        judge(Runtime::Vllm, vllm(modules, config)),
+        judge(Runtime::GptqModel, gptq_model(modules)),
+        judge(Runtime::Marlin, kernels_only(modules, marlin_objection)),
+        judge(Runtime::ExLlama, kernels_only(modules, exllama_objection)),
+    ]
 }
 
-/// The same verdict, [`Outcome::Unknown`], for every runtime.
+/// The verdict [`Outcome::Unknown`] for every runtime that reads folders of many kinds.
 pub fn unknown(reason: &str) -> Vec<Verdict> {
-    Runtime::ALL.map(|runtime| Verdict { runtime, outcome: Outcome::Unknown, reason: reason.into() }).into()
+    Runtime::OF_GPTQ.map(|runtime| Verdict { runtime, outcome: Outcome::Unknown, reason: reason.into() }).into()
 }
 
 /// The group sizes, 16 to 1024 in powers of two as kernels know them, that divide `inputs`.
@@ -131,6 +165,49 @@ fn vllm(modules: &[QuantizedModule], config: Option<&Config>) -> (Outcome, Strin
         return (Outcome::Refuses, reason);
     }
     match first(modules, marlin_objection) {
+        Some(reason) if config.is_some_and(|config| config.family == Family::Gemma3) => {
+            (Outcome::Refuses, format!("Gemma needs bfloat16, which only the Marlin kernels offer, but {reason}"))
+        }
+        Some(reason) => (Outcome::LoadsSlower, format!("not with the Marlin kernels, and in float16 only: {reason}")),
+        None if act_ordered(modules) => (Outcome::LoadsSlower, SLOW_ORDER.into()),
+        None => (Outcome::Loads, "with the Marlin kernels".into()),
+    }
+}
+
+/// AWQ: Marlin layer by layer, where it can't AWQ's own kernels.
+fn vllm_awq(modules: &[QuantizedModule], config: Option<&Config>) -> (Outcome, String) {
+    if let Some(reason) = fused_objection(modules) {
+        return (Outcome::Refuses, reason);
+    }
+    let Some(reason) = first(modules, marlin_awq_objection) else {
+        return (Outcome::Loads, "with the Marlin kernels".into());
+    };
+    if config.is_some_and(|config| config.family == Family::Gemma3) {
+        return (Outcome::Refuses, format!("Gemma needs bfloat16, which only the Marlin kernels offer, but {reason}"));
+    }
+    if modules.iter().any(|module| module.spec.group_size.is_none()) {
+        return (Outcome::Refuses, format!("only the Marlin kernels take one group per row, but {reason}"));
+    }
+    (Outcome::LoadsSlower, format!("not all with the Marlin kernels, and in float16 only: {reason}"))
+}
+
+/// Transformers puts AWQ linears in place of all but the head.
+fn auto_awq(modules: &[QuantizedModule]) -> (Outcome, String) {
+    match modules.iter().find(|module| module.name == "lm_head") {
+        Some(_) => (Outcome::Refuses, "`lm_head`: the head is expected in full precision".into()),
+        None => (Outcome::Loads, "on a GPU, in float16".into()),
+    }
+}
+
+/// compressed-tensors: Marlin, where it can't the ExLlama kernels, which have no zero-points there.
+fn vllm_compressed(modules: &[QuantizedModule], config: Option<&Config>) -> (Outcome, String) {
+    if let Some(reason) = first(modules, head_objection).or_else(|| fused_objection(modules)) {
+        return (Outcome::Refuses, reason);
+    }
+    match first(modules, marlin_compressed_objection) {
+        Some(reason) if modules.iter().any(|module| !module.spec.symmetric) => {
+            (Outcome::Refuses, format!("only the Marlin kernels take zero-points, but {reason}"))
+        }
         Some(reason) if config.is_some_and(|config| config.family == Family::Gemma3) => {
             (Outcome::Refuses, format!("Gemma needs bfloat16, which only the Marlin kernels offer, but {reason}"))
         }
@@ -210,12 +287,37 @@ fn common_group_size_objection(module: &QuantizedModule) -> Option<String> {
 }
 
 fn marlin_objection(module: &QuantizedModule) -> Option<String> {
-    let QuantizedModule { outputs, inputs, spec, .. } = module;
+    let spec = &module.spec;
     if !matches!(spec.bits, 4 | 8) {
         Some(format!("{} bits, not 4 or 8", spec.bits))
     } else if !spec.symmetric {
         Some("the grid is asymmetric".into())
-    } else if !inputs.is_multiple_of(128) {
+    } else {
+        marlin_shape_objection(module)
+    }
+}
+
+/// AWQ files always have zero-points, which Marlin takes at 4 bits.
+fn marlin_awq_objection(module: &QuantizedModule) -> Option<String> {
+    if module.spec.bits == 4 { marlin_shape_objection(module) } else { Some(format!("{} bits", module.spec.bits)) }
+}
+
+fn marlin_compressed_objection(module: &QuantizedModule) -> Option<String> {
+    let spec = &module.spec;
+    if spec.symmetric || spec.bits == 4 {
+        marlin_shape_objection(module)
+    } else {
+        Some(format!("the grid is asymmetric at {} bits", spec.bits))
+    }
+}
+
+fn head_objection(module: &QuantizedModule) -> Option<String> {
+    (module.name == "lm_head").then(|| "a quantized head is read from GPTQ and AWQ files only".into())
+}
+
+fn marlin_shape_objection(module: &QuantizedModule) -> Option<String> {
+    let QuantizedModule { outputs, inputs, .. } = module;
+    if !inputs.is_multiple_of(128) {
         Some(format!("{inputs} inputs are not a multiple of 128"))
     } else if !outputs.is_multiple_of(64) {
         Some(format!("{outputs} outputs are not a multiple of 64"))
@@ -335,6 +437,28 @@ mod tests {
         modules.pop();
         let reason = &verdicts(&modules, Target::Gptq(Version::V1), None)[0].reason;
         assert_eq!(reason, "`l.self_attn.q_proj` is quantized but `l.self_attn.v_proj` is not; vLLM fuses them");
+    }
+
+    #[test]
+    fn other_formats_have_their_own_rules() {
+        let outcomes = |target, modules: &[QuantizedModule]| -> Vec<Outcome> {
+            verdicts(modules, target, None).iter().map(|verdict| verdict.outcome).collect()
+        };
+        let mut asymmetric = module("down_proj", 4096, 11008, 4, Some(128));
+        asymmetric.spec.symmetric = false;
+        for target in [Target::Awq, Target::CompressedTensors] {
+            assert_eq!(outcomes(target, &[asymmetric.clone()]), [Loads; 3]);
+            assert_eq!(outcomes(target, &[module("o_proj", 576, 576, 4, Some(64))]), [LoadsSlower, Loads, Refuses]);
+        }
+        assert_eq!(outcomes(Target::Awq, &[module("o_proj", 576, 576, 4, None)]), [Refuses, Loads, Refuses]);
+        asymmetric.spec.bits = 8;
+        assert_eq!(outcomes(Target::CompressedTensors, &[asymmetric]), [Refuses, Loads, Refuses]);
+        assert_eq!(outcomes(Target::Awq, &[module("lm_head", 4096, 4096, 4, Some(128))]), [Loads, Refuses, Loads]);
+        assert_eq!(
+            outcomes(Target::CompressedTensors, &[module("lm_head", 4096, 4096, 4, None)]),
+            [Refuses, Loads, Loads]
+        );
+        assert!(verdicts(&[module("o_proj", 576, 576, 4, None)], Target::Dequantized(None), None).is_empty());
     }
 
     #[test]

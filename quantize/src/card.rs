@@ -55,6 +55,45 @@ pub fn write(folder: &Path, provenance: &Provenance<'_>) -> Result<(), QuantizeE
     }
 }
 
+/// The same for a checkpoint that was converted: how its integers were made stands in the `caliper.json` of the folder
+/// `source`, if it has one.
+pub fn write_converted(
+    folder: &Path,
+    input: &str,
+    source: &Path,
+    input_format: &str,
+    format: Target,
+) -> Result<(), QuantizeError> {
+    let earlier = |name: &str| std::fs::read(source.join(name)).ok();
+    let original: Option<Value> = earlier("caliper.json").and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let name = display_name(input);
+    let same =
+        if format.takes_integers() { "integers, scales and zero-points are" } else { "weights are, rounded once," };
+    let mut text = format!(
+        "---\npipeline_tag: text-generation\ntags:\n- {}\n- caliper\n---\n\n# {name}, {format}\n\nMade by {TOOL} from the checkpoint `{name}` ({input_format}): the {same} those of it.\n\n## How to make it again\n\n    quantize convert {name} --format {format} --out OUT\n",
+        tag(format)
+    );
+    let converted = json!({ "from": name, "from_format": input_format, "format": format });
+    let record = pretty(&json!({ "tool": TOOL, "converted": converted, "original": original }));
+    if format.is_file() {
+        return put(&beside(folder), &record);
+    }
+    if original.is_some() {
+        text += "\n`caliper.json` holds, under `original`, how that checkpoint was made.\n";
+    }
+    put(&folder.join("README.md"), text.as_bytes())?;
+    put(&folder.join("caliper.json"), &record)?;
+    match earlier("calibration.json") {
+        Some(bytes) => put(&folder.join("calibration.json"), &bytes),
+        None => Ok(()),
+    }
+}
+
+/// The tag that hubs know a format by.
+fn tag(format: Target) -> String {
+    format.to_string().split([':', '_']).next().unwrap_or_default().to_owned()
+}
+
 /// `caliper.json`: the plan and what came of it.
 fn record(provenance: &Provenance<'_>) -> Value {
     let modules: Vec<Value> = provenance.modules.iter().map(LayerReport::reproducible).collect();
@@ -93,7 +132,7 @@ fn card(provenance: &Provenance<'_>) -> String {
     let mut text = format!(
         "---\n{base}pipeline_tag: text-generation\ntags:\n- {format}\n- {bits}-bit\n- caliper\n---\n\n# {model}, {bits} bits\n\nMade by {TOOL} from `{model}`, format {target}.\n",
         bits = options.bits,
-        format = provenance.format.to_string().split([':', '_']).next().unwrap_or_default(),
+        format = tag(provenance.format),
         target = provenance.format,
     );
     text += &settings_section(options);

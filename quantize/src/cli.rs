@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use console::generated::Kind;
 use kernels::{ActOrder, ScaleSearch};
 use model::format::Target;
-use quantize::{Method, Options, Request};
+use quantize::{Conversion, Method, Options, Request};
 use std::{path::PathBuf, thread};
 
 /// Quantize a language model to 2, 3, 4 or 8 bits
@@ -39,12 +39,53 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Move a checkpoint to another format
+    ///
+    /// The integers, scales and zero-points stay as they are; what a format can't hold is refused by name. `dequantized`
+    /// holds everything, rounded once to its float type. What was written is read back and compared.
+    Convert(Convert),
     /// Write the man page, the reference page or shell completions to stdout
     #[command(hide = true)]
     Generate {
         /// What to write
         kind: Kind,
     },
+}
+
+/// The arguments of a conversion.
+#[derive(Args)]
+pub(crate) struct Convert {
+    /// A quantized checkpoint: folder, hub id or, for `dequantized`, a GGUF file
+    #[arg(value_name = "IN")]
+    input: String,
+    /// Formats to write, separated by commas; one makes OUT the checkpoint, several make it a folder of checkpoints
+    #[arg(long = "format", value_name = "LIST", value_delimiter = ',', required = true)]
+    formats: Vec<Target>,
+    /// Folder for the result
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Largest size of a safetensors file
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = size)]
+    shard_size: u64,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    overwrite: bool,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Convert {
+    /// What is to be converted into what.
+    pub(crate) fn conversion(self) -> Conversion {
+        Conversion {
+            input: self.input,
+            out: self.out,
+            formats: self.formats,
+            shard_bytes: self.shard_size,
+            overwrite: self.overwrite,
+        }
+    }
 }
 
 /// The arguments of a quantization.
@@ -178,7 +219,8 @@ struct Resources {
 struct Output {
     /// Formats to write from the same integers, separated by commas
     ///
-    /// `gptq` is what most loaders read; `gptq_v2` also holds a zero-point of 0; `dequantized` is float safetensors, in
+    /// `gptq` is what most loaders read; `gptq_v2` also holds a zero-point of 0; `awq` (4 bits) and
+    /// `compressed-tensors` (4 or 8 bits) are for vLLM; `dequantized` is float safetensors, in
     /// the model's own type or, as `dequantized:float16`, `:bfloat16` or `:float32`, in that one. One format makes OUT
     /// the checkpoint, several make OUT a folder with a checkpoint for each, named after it.
     ///

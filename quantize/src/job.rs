@@ -3,7 +3,7 @@
 use crate::{
     Journal, LayerReport, Matrix, Options, Outcome, QuantizeError, ValidPlan, blocks,
     card::{self, Provenance},
-    gguf,
+    files, gguf,
     journal::Solved,
     preflight::{self, Cost},
     prove::{self, Proof},
@@ -25,7 +25,7 @@ use model::{
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -141,7 +141,7 @@ impl Job {
         let modules = self.reports(&journal)?;
         let unpublished = self.unpublished(&journal);
         let proof = self.write_and_prove(&unpublished, &journal, &modules)?;
-        publish(&unpublished, out, &journal)?;
+        files::publish(&unpublished, out, &journal.folder().join("replaced"))?;
         let mut outcome = self.outcome(modules, Some(proof))?;
         let tokens = outcome.calibration.as_ref().map(|set| set.tokens);
         outcome.totals.tokens_per_second = tokens.filter(|_| resumed == 0).map(|tokens| tokens as f64 / walked);
@@ -153,7 +153,7 @@ impl Job {
     /// The process died between publishing and clearing up: what is published is complete and proven.
     fn finish_published(&self) -> Result<Outcome, QuantizeError> {
         let out = &self.request.out;
-        let first = self.place(out, self.plan.options.formats[0]);
+        let first = files::place(out, &self.plan.options.formats, self.plan.options.formats[0]);
         let (_, modules) = card::read_record(&first)
             .filter(|(plan, _)| *plan == self.identity)
             .ok_or_else(|| QuantizeError::OutputExists { path: out.clone() })?;
@@ -233,17 +233,9 @@ impl Job {
         Ok(reports)
     }
 
-    /// Where a format's checkpoint lies: `out` itself, or inside it where there are several.
-    fn place(&self, out: &Path, format: Target) -> PathBuf {
-        if self.plan.options.formats.len() == 1 { out.to_owned() } else { out.join(format.file_name()) }
-    }
-
-    /// Where the output is put together: a file, if it is one, else a folder.
+    /// Where the output is put together.
     fn unpublished(&self, journal: &Journal) -> PathBuf {
-        match self.plan.options.formats[..] {
-            [format] if format.is_file() => journal.folder().join("checkpoint.gguf"),
-            _ => journal.checkpoint_folder(),
-        }
+        files::unpublished(journal.folder(), &self.plan.options.formats)
     }
 
     /// Every format into `out`, each read back and compared.
@@ -256,7 +248,7 @@ impl Job {
         }
         let mut proof = Proof::default();
         for &format in &self.plan.options.formats {
-            let folder = self.place(out, format);
+            let folder = files::place(out, &self.plan.options.formats, format);
             self.write(&folder, format, journal, modules)?;
             proof = proof.and(prove::prove(&folder, format, journal, &self.plan, &self.checkpoint)?);
         }
@@ -298,7 +290,8 @@ impl Job {
 
     fn outcome(&self, modules: Vec<LayerReport>, proof: Option<Proof>) -> Result<Outcome, QuantizeError> {
         let out = &self.request.out;
-        let outputs = self.plan.options.formats.iter().map(|format| output(*format, &self.place(out, *format)));
+        let formats = &self.plan.options.formats;
+        let outputs = formats.iter().map(|format| Output::measure(*format, &files::place(out, formats, *format)));
         let all: Vec<&LayerReport> = modules.iter().collect();
         let totals = Totals {
             modules: modules.len(),
@@ -331,19 +324,6 @@ fn calibration_set(options: &Options, checkpoint: &Checkpoint) -> Result<Option<
     Ok(Some(CalibrationSet::build(&domains, &options.windows, checkpoint)?))
 }
 
-/// What became of `format`, measured at `path`.
-fn output(format: Target, path: &Path) -> Result<Output, QuantizeError> {
-    let inspected = model::inspect::inspect(&path.to_string_lossy())?;
-    Ok(Output {
-        format,
-        path: path.to_owned(),
-        bits_per_weight: inspected.bits_per_quantized_weight,
-        bits_per_weight_all: inspected.bits_per_weight,
-        bytes: inspected.bytes,
-        runtimes: inspected.runtimes,
-    })
-}
-
 fn written_module(report: &LayerReport) -> QuantizedModule {
     QuantizedModule { name: report.module.clone(), outputs: report.outputs, inputs: report.inputs, spec: report.spec }
 }
@@ -364,16 +344,7 @@ fn load_matrix(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<Matrix
 /// Refuses names that don't fit what they are for.
 fn check_names(request: &Request, plan: &ValidPlan) -> Result<(), QuantizeError> {
     let refuse = |what: String| Err(QuantizeError::Option(what));
-    let gguf = request.out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    match plan.options.formats[..] {
-        [format] if format.is_file() && !gguf => {
-            return refuse(format!("--format {format} writes a file: let --out end in .gguf"));
-        }
-        [format] if !format.is_file() && gguf => {
-            return refuse(format!("--format {format} writes a folder: --out can't end in .gguf"));
-        }
-        _ => {}
-    }
+    files::check_name(&request.out, &plan.options.formats)?;
     if request.save_imatrix.is_some() && plan.options.calibration.is_empty() {
         return refuse("--save-imatrix needs text to measure activations on: give --calibration FILE".to_owned());
     }
@@ -393,38 +364,6 @@ fn read_importance(path: &Path, checkpoint: &Checkpoint, plan: &ValidPlan) -> Re
         return Err(ModelError::malformed(path, what).into());
     }
     Ok(importance)
-}
-
-/// Puts the finished checkpoint in its place; what was there before goes with the work folder.
-fn publish(folder: &Path, out: &Path, journal: &Journal) -> Result<(), QuantizeError> {
-    flush(folder)?;
-    if out.exists() {
-        let old = journal.folder().join("replaced");
-        if old.is_dir() {
-            fs::remove_dir_all(&old).map_err(QuantizeError::io(&old))?;
-        }
-        fs::rename(out, &old).map_err(QuantizeError::io(out))?;
-    }
-    if folder.is_file() {
-        let (record, place) = (card::beside(folder), card::beside(out));
-        fs::rename(&record, &place).map_err(QuantizeError::io(&record))?;
-    }
-    fs::rename(folder, out).map_err(QuantizeError::io(out))
-}
-
-/// Everything below `folder` on the disk before it takes its final name.
-fn flush(folder: &Path) -> Result<(), QuantizeError> {
-    if folder.is_file() {
-        return File::open(folder).and_then(|file| file.sync_all()).map_err(QuantizeError::io(folder));
-    }
-    for entry in fs::read_dir(folder).map_err(QuantizeError::io(folder))? {
-        let path = entry.map_err(QuantizeError::io(folder))?.path();
-        if path.is_dir() {
-            flush(&path)?;
-        }
-        File::open(&path).and_then(|file| file.sync_all()).map_err(QuantizeError::io(&path))?;
-    }
-    Ok(())
 }
 
 /// Whether there are tokens enough for the widths of the model, known before any work; the same width is spoken of once.

@@ -4,7 +4,7 @@
 //! OUT.partial/plan.json           every setting that shapes the output, hashes of model and calibration
 //! OUT.partial/lock                held while a run works here
 //! OUT.partial/block-00007.solved  all of block 7: integers, scales, zero-points, group indices, reports
-//! OUT.partial/checkpoint/         what will become OUT
+//! OUT.partial/checkpoint/         what will become OUT; checkpoint.gguf where that is a file
 //! ```
 //!
 //! A block's file is a safetensors file (`<module>.codes` u8 `[outputs, inputs]`, `.scales` f16 and `.zeros` u8
@@ -73,11 +73,6 @@ impl Journal {
     /// Where it is.
     pub fn folder(&self) -> &Path {
         &self.folder
-    }
-
-    /// Where the checkpoint is put together.
-    pub fn checkpoint_folder(&self) -> PathBuf {
-        self.folder.join("checkpoint")
     }
 
     /// Whether block `index` is finished.

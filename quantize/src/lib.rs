@@ -1,4 +1,5 @@
-//! Quantizing a model: round-to-nearest and GPTQ, from a checkpoint and a calibration text to a proven checkpoint.
+//! Quantizing a model: round-to-nearest and GPTQ, from a checkpoint and a calibration text to a proven checkpoint in
+//! one or several formats; and converting between formats.
 //!
 //! ```text
 //! Options ─plan─▶ ValidPlan ─job─▶ blocks, one at a time ─gptq | rtn─▶ journal ─write, prove, card─▶ OUT
@@ -10,7 +11,9 @@
 
 pub mod blocks;
 pub mod card;
+pub mod convert;
 pub mod error;
+mod files;
 pub mod gguf;
 pub mod gptq;
 pub mod hessian;
@@ -29,6 +32,7 @@ pub mod solver;
 pub mod visitor;
 pub mod warnings;
 
+pub use convert::Conversion;
 pub use error::QuantizeError;
 pub use hessian::Hessian;
 pub use job::{Job, Request};

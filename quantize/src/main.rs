@@ -13,6 +13,7 @@ fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     console::run(|| match cli.command {
         Some(Command::Inspect { path, json }) => inspect(&path, json),
+        Some(Command::Convert(arguments)) => convert(arguments),
         Some(Command::Generate { kind }) => {
             console::generated::write(kind, Cli::command(), &mut std::io::stdout())?;
             Ok(Exit::Done)
@@ -34,6 +35,13 @@ fn run(arguments: cli::Run) -> anyhow::Result<Exit> {
     say(&job.cost.text());
     let outcome = job.run()?;
     print(&if wishes.json { serde_json::to_string_pretty(&outcome)? } else { outcome.text() })?;
+    Ok(Exit::Done)
+}
+
+fn convert(arguments: cli::Convert) -> anyhow::Result<Exit> {
+    let json = arguments.json;
+    let converted = arguments.conversion().run()?;
+    print(&if json { serde_json::to_string_pretty(&converted)? } else { converted.text() })?;
     Ok(Exit::Done)
 }
 

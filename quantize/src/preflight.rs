@@ -135,13 +135,17 @@ fn disk_needed(checkpoint: &Checkpoint, plan: &ValidPlan) -> Result<u64, Quantiz
     let journal: u64 = plan.quantized().map(|module| weights(module) + module_extras(module)).sum();
     let copied = copied_bytes(checkpoint, plan)?;
     let format_bytes = |format: &Target| {
-        let packed = plan.quantized().map(|module| match format.holds_integers() {
-            true => weights(module) * u64::from(module.spec.map_or(16, |spec| spec.bits)) / 8 + module_extras(module),
-            false => weights(module) * 4,
-        });
+        let packed = plan
+            .quantized()
+            .map(|module| if format.holds_integers() { packed_bytes(module) } else { weights(module) * 4 });
         packed.sum::<u64>() + copied
     };
     Ok(journal + plan.options.formats.iter().map(format_bytes).sum::<u64>())
+}
+
+/// Codes with what belongs to them.
+fn packed_bytes(module: &Module) -> u64 {
+    weights(module) * u64::from(module.spec.map_or(16, |spec| spec.bits)) / 8 + module_extras(module)
 }
 
 /// Scales, zero-points and group index.

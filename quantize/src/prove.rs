@@ -52,8 +52,12 @@ pub fn prove(
                     return same_weight(&report.module, format, &matrix.dequantize(), written.tensors.as_ref());
                 }
             };
-            let weight = format.weight(matrix, &source.config_json);
-            same_as_written(&report.module, format, matrix, &weight, written.tensors.as_ref())
+            if format.holds_integers() {
+                same_integers(&report.module, format, matrix, written.tensors.as_ref())
+            } else {
+                let weight = format.weight(matrix, &source.config_json);
+                same_weight(&report.module, format, &weight, written.tensors.as_ref())
+            }
         })?;
         proof.modules += solved.len();
         proof.codes += solved.iter().map(|(matrix, _)| matrix.codes()).sum::<u64>();
@@ -61,39 +65,39 @@ pub fn prove(
     Ok(proof)
 }
 
-/// Compares linear `module` in `written` with what should be there: the integers of `solved`, if `format` holds them, and
-/// `weight`.
-pub fn same_as_written(
+/// Compares linear `module` in `written` with `solved`: the integers and what a loader makes of them.
+pub(crate) fn same_integers(
     module: &str,
     format: Target,
     solved: &QuantizedMatrix,
+    written: &dyn TensorSource,
+) -> Result<(), QuantizeError> {
+    let what = match written.quantized(module)? {
+        None => Some("no quantized matrix is there"),
+        Some(read) => difference(&read, solved),
+    };
+    match what {
+        Some(what) => Err(differs(module, format, what)),
+        None => same_weight(module, format, &solved.dequantize(), written),
+    }
+}
+
+/// Compares the weight of linear `module` in `written` with `weight`.
+pub(crate) fn same_weight(
+    module: &str,
+    format: Target,
     weight: &[f32],
     written: &dyn TensorSource,
 ) -> Result<(), QuantizeError> {
-    let differs = |what: &str| {
-        Err(QuantizeError::Proof { module: module.to_owned(), what: format!("{what}, written as {format}") })
-    };
-    if format.holds_integers() {
-        match written.quantized(module)? {
-            None => return differs("no quantized matrix is there"),
-            Some(read) => {
-                if let Some(what) = difference(&read, solved) {
-                    return differs(what);
-                }
-            }
-        }
-    }
-    same_weight(module, format, weight, written)
-}
-
-/// Compares the weight that a loader of `written` computes with.
-fn same_weight(module: &str, format: Target, weight: &[f32], written: &dyn TensorSource) -> Result<(), QuantizeError> {
     let read = written.read(&format!("{module}.weight"))?;
     if read.iter().map(|w| w.to_bits()).eq(weight.iter().map(|w| w.to_bits())) {
         return Ok(());
     }
-    let what = "the weights that a loader computes with differ from those whose error was measured, written as";
-    Err(QuantizeError::Proof { module: module.to_owned(), what: format!("{what} {format}") })
+    Err(differs(module, format, "the weights that a loader computes with differ from those whose error was measured"))
+}
+
+fn differs(module: &str, format: Target, what: &str) -> QuantizeError {
+    QuantizeError::Proof { module: module.to_owned(), what: format!("{what}, written as {format}") }
 }
 
 /// In what two matrices differ.

@@ -1,11 +1,14 @@
 //! What a run came to, as tables for people and as one JSON object.
 
-use crate::{LayerReport, Options, card, prove::Proof};
+use crate::{LayerReport, Options, QuantizeError, card, prove::Proof};
 use calibration::Manifest;
 use console::{Table, machine};
 use model::{format::Target, inspect::Inspection, runtimes::Verdict};
 use serde::Serialize;
-use std::{fmt::Write, path::PathBuf};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -192,8 +195,21 @@ impl Outcome {
 }
 
 impl Output {
+    /// What is at `path`, written as `format`.
+    pub fn measure(format: Target, path: &Path) -> Result<Self, QuantizeError> {
+        let inspected = model::inspect::inspect(&path.to_string_lossy())?;
+        Ok(Self {
+            format,
+            path: path.to_owned(),
+            bits_per_weight: inspected.bits_per_quantized_weight,
+            bits_per_weight_all: inspected.bits_per_weight,
+            bytes: inspected.bytes,
+            runtimes: inspected.runtimes,
+        })
+    }
+
     /// Its figures and the runtimes' verdicts.
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let mut table = Table::new([self.format.to_string(), String::new()]);
         if let Some(bits) = self.bits_per_weight {
             table.row(["bits per quantized weight".to_owned(), format!("{bits:.3}")]);

@@ -17,7 +17,7 @@ fn of_format(modules: &[QuantizedModule], format: Target, config: &Config, named
     // GGUF files are not for these runtimes: there is no verdict and no warning.
     verdicts(modules, format, Some(config))
         .into_iter()
-        .filter(|verdict| matches!(verdict.runtime, Runtime::Vllm | Runtime::GptqModel))
+        .filter(|verdict| !matches!(verdict.runtime, Runtime::Marlin | Runtime::ExLlama))
         .filter(|verdict| verdict.outcome != Outcome::Loads)
         .map(|verdict| format!("{prefix}{} {}: {}", verdict.runtime, verdict.outcome, verdict.reason))
         .collect()

@@ -292,6 +292,173 @@ fn the_head_is_quantized_on_demand_and_a_tied_one_becomes_its_own_matrix() {
     assert!(config("blind").contains("\"lm_head\": true"), "{}", config("blind"));
 }
 
+/// `quantize convert INPUT --format FORMATS --out OUT` in the bench's folder.
+fn convert(bench: &Bench, input: &str, formats: &str, out: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
+    command.current_dir(bench.folder.path()).args(["convert", input, "--format", formats, "--out", out]);
+    command.output().unwrap()
+}
+
+fn convert_well(bench: &Bench, input: &str, formats: &str, out: &str) -> String {
+    let output = convert(bench, input, formats, out);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Every weight of a checkpoint, as bits.
+fn weights(folder: &Path) -> BTreeMap<String, Vec<u32>> {
+    let checkpoint = model::Checkpoint::open(&folder.to_string_lossy()).unwrap();
+    let read = |name: String| {
+        let weight = checkpoint.tensors.read(&name).unwrap();
+        (name, weight.iter().map(|weight| weight.to_bits()).collect())
+    };
+    checkpoint.tensors.names().into_iter().map(read).collect()
+}
+
+const FORMATS: &str = "gptq,gptq_v2,awq,compressed-tensors,dequantized:float32";
+
+#[test]
+fn one_solve_writes_every_format_with_the_same_weights() {
+    let bench = Bench::new(&Toy { blocks: 2 });
+    for grid in ["--symmetric", "--asymmetric"] {
+        let output = bench.succeed(&format!("{SMALL} {grid} --format {FORMATS} --json --overwrite"), "out");
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&json["proof"]["formats"], &json["proof"]["modules"]), (&5.into(), &14.into()));
+        assert_eq!(json["outputs"].as_array().unwrap().len(), 5);
+        assert_eq!(json["outputs"][2]["format"], "awq");
+        let folders = FORMATS.split(',').map(|format| bench.path("out").join(format.replace(':', "-")));
+        let mut all: Vec<_> = folders
+            .map(|folder| {
+                assert!(folder.join("README.md").is_file() && folder.join("caliper.json").is_file());
+                weights(&folder)
+            })
+            .collect();
+        let first = all.pop().unwrap();
+        assert!(all.iter().all(|other| *other == first), "{grid}");
+    }
+    assert_eq!(fs::read_dir(bench.path("out")).unwrap().count(), 5);
+}
+
+#[test]
+fn other_formats_are_another_run_and_several_lie_side_by_side() {
+    let bench = Bench::new(&Toy { blocks: 12 });
+    kill_after(&bench, 1, "other");
+    let arguments = format!("{LONG} --format awq,dequantized");
+    let refused = bench.fail(&arguments, "other");
+    assert!(refused.contains("settings.formats"), "{refused}");
+    bench.succeed(&arguments, "out");
+    assert!(bench.path("out/awq/config.json").exists() && bench.path("out/dequantized/config.json").exists());
+}
+
+#[test]
+fn formats_that_can_t_hold_the_settings_are_refused_before_work_starts() {
+    let bench = Bench::new(&Toy { blocks: 1 });
+    let q_proj = "tensor `model.layers.0.self_attn.q_proj`";
+    for (arguments, wanted) in [
+        (
+            "--bits 3 --format gptq,awq",
+            format!("--format awq can't hold this: {q_proj}: 3 bits: AWQ files hold 4 bits only"),
+        ),
+        (
+            "--bits 2 --format compressed-tensors",
+            format!("{q_proj}: 2 bits: compressed-tensors files hold 4 or 8 bits"),
+        ),
+        (
+            "--act-order desc --format awq",
+            format!("{q_proj}: its columns are in act-order (desc), and AWQ files have no group index"),
+        ),
+        (
+            "--group-size 40 --format awq",
+            format!("{q_proj}: groups of 40 columns do not divide 64 inputs; [16, 32, 64] would"),
+        ),
+        ("--override *.up_proj:group-size=16 --format awq", "AWQ files have one group size for all linears".to_owned()),
+        ("--format awq,awq", "--format names `awq` twice".to_owned()),
+    ] {
+        let error =
+            bench.fail(&format!("{SMALL} {arguments}").replace("--group-size 32 --group-size", "--group-size"), "out");
+        assert!(error.contains(&wanted), "{arguments}: {error}");
+        assert!(!bench.path("out").exists() && !bench.path("out.partial").exists(), "{arguments} left something");
+    }
+    let unknown = bench.run(&format!("{SMALL} --format exl2"), "out");
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown.stderr).contains("`exl2` is no format: write gptq"), "{}", text(&unknown.stderr));
+}
+
+#[test]
+fn conversion_moves_the_integers_and_comes_back_to_the_same_bytes() {
+    let bench = Bench::new(&Toy { blocks: 2 });
+    let same = |a: &str, b: &str| {
+        let file = |folder: &str, name: &str| fs::read(bench.path(folder).join(name)).unwrap();
+        assert!(file(a, "model.safetensors") == file(b, "model.safetensors"), "{a} and {b}");
+        assert!(file(a, "config.json") == file(b, "config.json"), "{a} and {b}");
+    };
+    for (grid, first, others) in
+        [("--symmetric", "gptq", "awq,compressed-tensors"), ("--asymmetric", "gptq_v2", "compressed-tensors,awq")]
+    {
+        let at = |name: &str| format!("{}-{name}", &grid[2..]);
+        bench.succeed(&format!("{SMALL} {grid} --act-order none --format {first},{others}"), &at("all"));
+        let in_all = |format: &str| format!("{}/{format}", at("all"));
+        let table = convert_well(&bench, &in_all(first), others, &at("one"));
+        assert!(table.contains("proof: 14 modules"), "{table}");
+        for format in others.split(',') {
+            same(&in_all(format), &format!("{}/{format}", at("one")));
+            convert_well(&bench, &in_all(format), first, &at(format));
+            let weights = |folder: &str| weights(&bench.path(folder));
+            assert!(weights(&in_all(first)) == weights(&at(format)));
+        }
+        convert_well(&bench, &in_all("awq"), "dequantized:float32", &at("float"));
+        assert!(weights(&bench.path(&in_all("awq"))) == weights(&bench.path(&at("float"))));
+    }
+    let card = fs::read_to_string(bench.path("symmetric-one/awq/README.md")).unwrap();
+    assert!(card.contains("from the checkpoint `gptq` (gptq)"), "{card}");
+    let record = fs::read_to_string(bench.path("symmetric-one/awq/caliper.json")).unwrap();
+    assert!(record.contains("\"original\"") && record.contains("\"act_order\": \"none\""), "{record}");
+}
+
+#[test]
+fn conversion_keeps_an_act_order_where_the_format_has_a_group_index() {
+    let bench = Bench::new(&Toy { blocks: 1 });
+    bench.succeed(&format!("{SMALL} --act-order desc"), "ordered");
+    convert_well(&bench, "ordered", "compressed-tensors", "compressed");
+    assert!(weights(&bench.path("ordered")) == weights(&bench.path("compressed")));
+    convert_well(&bench, "compressed", "gptq", "back");
+    let file = |folder: &str| fs::read(bench.path(folder).join("model.safetensors")).unwrap();
+    assert!(file("ordered") == file("back"));
+}
+
+#[test]
+fn what_can_t_be_converted_is_named() {
+    let bench = Bench::new(&Toy { blocks: 1 });
+    bench.succeed(&format!("{SMALL} --bits 3"), "three");
+    bench.succeed(&format!("{SMALL} --act-order desc"), "ordered");
+    bench.succeed(&SMALL.replace("--group-size 32", "--group-size 40"), "ragged");
+    let down = "tensor `model.layers.0.mlp.down_proj`";
+    for (input, formats, wanted) in [
+        ("three", "awq", format!("--format awq can't hold this: {down}: 3 bits: AWQ files hold 4 bits only")),
+        ("three", "gptq,compressed-tensors", format!("{down}: 3 bits: compressed-tensors files hold 4 or 8 bits")),
+        ("ordered", "awq", format!("{down}: its columns are in act-order (desc), and AWQ files have no group index")),
+        ("ragged", "awq", format!("{down}: groups of 40 columns do not divide 96 inputs; [16, 32] would")),
+        ("ragged", "compressed-tensors", format!("{down}: groups of 40 columns do not divide 96 inputs")),
+        ("model", "gptq", "model holds no quantized linears to repack".to_owned()),
+        ("model", "awq,awq", "--format names `awq` twice".to_owned()),
+    ] {
+        let output = convert(&bench, input, formats, "out");
+        assert_eq!(output.status.code(), Some(1), "{input} {formats}");
+        assert!(text(&output.stderr).contains(&wanted), "{input} {formats}: {}", text(&output.stderr));
+        let left = fs::read_dir(bench.folder.path()).unwrap().filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name().into_string().unwrap();
+            name == "out" || name.starts_with(".tmp")
+        });
+        assert_eq!(left.count(), 0, "{input} {formats} left something");
+    }
+    for input in ["three", "ordered", "ragged", "model"] {
+        convert_well(&bench, input, "dequantized:float32", &format!("{input}-float"));
+        assert!(weights(&bench.path(input)) == weights(&bench.path(&format!("{input}-float"))), "{input}");
+    }
+    let output = convert(&bench, "three", "dequantized", "three-float");
+    assert!(text(&output.stderr).contains("three-float exists already"), "{}", text(&output.stderr));
+}
+
 #[test]
 fn a_dry_run_writes_nothing() {
     let bench = Bench::new(&Toy { blocks: 1 });

@@ -102,6 +102,29 @@ fn one_solve_gives_equal_weights_in_folder_and_file() {
 }
 
 #[test]
+fn a_folder_is_converted_without_touching_the_integers() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path(), &format!("--bits 4 --group-size 64 {TEXT}"), "four").unwrap();
+    let convert = |arguments: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
+        command
+            .current_dir(folder.path())
+            .args(["convert", "four"])
+            .args(arguments.split_whitespace())
+            .output()
+            .unwrap()
+    };
+    assert!(convert("--format gguf:Q4_0 --out four.gguf").status.success());
+    let (gptq, gguf) = (open(&folder.path().join("four")), open(&folder.path().join("four.gguf")));
+    for name in gptq.tensors.names().iter().filter(|name| name.contains("_proj.")) {
+        assert!(gptq.tensors.read(name).unwrap() == gguf.tensors.read(name).unwrap(), "{name}");
+    }
+    assert!(folder.path().join("four.caliper.json").exists());
+    assert!(!convert("--format gguf:Q4_K_M --out other.gguf").status.success());
+    assert!(!folder.path().join("other.gguf").exists());
+}
+
+#[test]
 fn what_blocks_cannot_follow_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for (arguments, out, says) in [

@@ -86,7 +86,7 @@ fn settings_that_would_change_results_are_refused_by_name() {
         (json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}), "`rope_scaling.rope_type` = \"yarn\""),
         (json!({"rope_scaling": {"type": "linear", "factor": 4.0, "mscale": 2}}), "`rope_scaling.mscale` = 2"),
         (json!({"rope_scaling": {"partial_rotary_factor": 0.5}}), "`rope_scaling.partial_rotary_factor` = 0.5"),
-        (json!({"quantization_config": {"quant_method": "awq"}}), "quantization method `awq`"),
+        (json!({"quantization_config": {"quant_method": "hqq"}}), "quantization method `hqq`"),
         (json!({"rope_scaling": {"factor": 2.0}, "rope_parameters": {}}), "`rope_scaling` beside `rope_parameters`"),
     ] {
         assert_eq!(refusal(&more), format!("config.json: {sentence} is not supported"));

@@ -1,7 +1,7 @@
 //! What a format says of itself so that writing and reading a folder are the same for all: [`Layout`].
 
 use super::{Contents, QuantizedModule, StoredType, tensor_error};
-use crate::{ModelError, config::Family};
+use crate::{ModelError, config::Family, runtimes::dividing_group_sizes};
 use kernels::{ActOrder, QuantSpec, QuantizedMatrix};
 use safetensors::Dtype;
 use serde_json::Value;
@@ -114,7 +114,12 @@ fn check_values(
             ));
         }
     }
-    check_group_index(&matrix.group_index, &matrix.spec, Some(module.spec.act_order == ActOrder::Desc))
+    check_group_index(
+        &matrix.group_index,
+        &matrix.spec,
+        Some(module.spec.act_order == ActOrder::Desc),
+        "columns are in their stored order",
+    )
 }
 
 /// The zero-point of every symmetric grid of `bits` bits.
@@ -122,22 +127,40 @@ pub(super) fn middle(bits: u32) -> u8 {
     1 << (bits - 1)
 }
 
-/// Refuses a group index out of range and, where the settings say that columns were not reordered (`desc_act` is
-/// false), one that is not `i / group_size`: loaders then compute it themselves.
-pub(super) fn check_group_index(index: &[u32], spec: &QuantSpec, desc_act: Option<bool>) -> Result<(), String> {
+/// Refuses a group index out of range and, where `setting` says that columns were not reordered, one that is not
+/// `i / group_size`: loaders then compute it themselves.
+pub(super) fn check_group_index(
+    index: &[u32],
+    spec: &QuantSpec,
+    ordered: Option<bool>,
+    setting: &str,
+) -> Result<(), String> {
     let (groups, columns) = (spec.groups(index.len()), spec.columns_per_group(index.len()));
     for (column, &group) in index.iter().enumerate() {
         if group as usize >= groups {
             return Err(format!("column {column} is in group {}, of {groups} groups", group.cast_signed()));
         }
-        if desc_act == Some(false) && group as usize != column / columns {
+        if ordered == Some(false) && group as usize != column / columns {
             return Err(format!(
-                "column {column} is in group {group}, but `desc_act` is false, which puts it in group {}",
+                "column {column} is in group {group}, but {setting}, which puts it in group {}",
                 column / columns
             ));
         }
     }
     Ok(())
+}
+
+/// Refuses groups that leave a shorter one at the end of a row of `inputs` columns.
+pub(super) fn divides(spec: &QuantSpec, inputs: usize) -> Result<(), String> {
+    let columns = spec.columns_per_group(inputs);
+    if inputs.is_multiple_of(columns) {
+        return Ok(());
+    }
+    let would = match dividing_group_sizes(inputs).as_slice() {
+        [] => "only one group a row would".into(),
+        sizes => format!("{sizes:?} would"),
+    };
+    Err(format!("groups of {columns} columns do not divide {inputs} inputs; {would}"))
 }
 
 /// `[rows, columns]` to `[columns, rows]`.
@@ -158,4 +181,55 @@ pub(super) fn bytes_to_words(bytes: &[u8]) -> Vec<u32> {
 /// Little-endian float16 numbers.
 pub(super) fn bytes_to_halves(bytes: &[u8]) -> Vec<half::f16> {
     bytes.as_chunks::<2>().0.iter().map(|&half| half::f16::from_le_bytes(half)).collect()
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+    use half::f16;
+    use kernels::ScaleSearch;
+    use rand::{Rng, SeedableRng};
+
+    /// A module called `m`.
+    pub(in crate::format) fn module(
+        outputs: usize,
+        inputs: usize,
+        bits: u32,
+        group_size: Option<usize>,
+        symmetric: bool,
+    ) -> QuantizedModule {
+        let spec = QuantSpec {
+            bits,
+            group_size,
+            symmetric,
+            act_order: ActOrder::None,
+            scale_search: ScaleSearch::MinMax,
+            smallest_zero: 0,
+        };
+        QuantizedModule { name: "m".into(), outputs, inputs, spec }
+    }
+
+    /// Random codes, scales, zero-points from `smallest_zero` on, and, in act-order, groups.
+    pub(in crate::format) fn random_matrix(module: &QuantizedModule, smallest_zero: u8, seed: u64) -> QuantizedMatrix {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let mut draw = |count: usize, least: u32, most: u32| -> Vec<u32> {
+            (0..count).map(|_| random.random_range(least..=most)).collect()
+        };
+        let bytes = |values: Vec<u32>| values.into_iter().map(|value| value as u8).collect();
+        let QuantizedModule { outputs, inputs, spec, .. } = *module;
+        let (groups, columns) = (spec.groups(inputs), spec.columns_per_group(inputs));
+        let codes = bytes(draw(outputs * inputs, 0, spec.max_code()));
+        let scales = draw(outputs * groups, 0, 0x7BFF).into_iter().map(|bits| f16::from_bits(bits as u16)).collect();
+        let zeros = if spec.symmetric {
+            vec![middle(spec.bits); outputs * groups]
+        } else {
+            bytes(draw(outputs * groups, smallest_zero.into(), spec.max_code()))
+        };
+        let group_index = if spec.act_order == ActOrder::Desc {
+            draw(inputs, 0, groups as u32 - 1)
+        } else {
+            (0..inputs).map(|column| (column / columns) as u32).collect()
+        };
+        QuantizedMatrix { outputs, inputs, spec, codes, scales, zeros, group_index }
+    }
 }

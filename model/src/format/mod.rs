@@ -1,5 +1,7 @@
 //! Where a checkpoint's tensors come from and go to; one file per format, its layout table in the module doc.
 
+pub mod awq;
+pub mod compressed;
 pub mod gguf;
 pub mod gptq;
 pub mod huggingface;
@@ -7,6 +9,7 @@ pub mod huggingface;
 mod dequantized;
 mod layout;
 mod packed;
+mod settings;
 mod target;
 mod write;
 

@@ -69,13 +69,14 @@ impl<P: Packing> PackedFolder<P> {
 fn check_belongs<P: Packing>(name: &str, modules: &BTreeMap<String, QuantizedModule>) -> Result<(), ModelError> {
     let Some((module, suffix)) = name.rsplit_once('.') else { return Ok(()) };
     let codes = P::PARTS[0];
-    match modules.contains_key(module) {
-        false if P::PARTS.contains(&suffix) => Err(tensor_error(name, format!("has no `{module}.{codes}` beside it"))),
-        true if suffix == "weight" => {
-            Err(tensor_error(name, format!("stands beside `{module}.{codes}`: which one holds?")))
-        }
-        _ => Ok(()),
+    let quantized = modules.contains_key(module);
+    if !quantized && P::PARTS.contains(&suffix) {
+        return Err(tensor_error(name, format!("has no `{module}.{codes}` beside it")));
     }
+    if quantized && suffix == "weight" {
+        return Err(tensor_error(name, format!("stands beside `{module}.{codes}`: which one holds?")));
+    }
+    Ok(())
 }
 
 /// The bytes of one part of a linear, its type (one of `types`) and shape checked.

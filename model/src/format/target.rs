@@ -2,6 +2,8 @@
 
 use super::{
     FloatType, QuantizedModule,
+    awq::Awq,
+    compressed::Compressed,
     dequantized::Dequantized,
     gguf::{self, Mixture},
     gptq::{Gptq, Version},
@@ -9,18 +11,21 @@ use super::{
     tensor_error,
 };
 use crate::ModelError;
-use kernels::QuantizedMatrix;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{fmt, str::FromStr};
 
-/// A format to write, by the name that people give it: `gptq`, `gptq_v2`, `dequantized`, `dequantized:bfloat16`,
-/// `gguf:Q4_K_M`.
+/// A format to write, by the name that people give it: `gptq`, `gptq_v2`, `awq`, `compressed-tensors`, `dequantized`,
+/// `dequantized:bfloat16`, `gguf:Q4_K_M`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Target {
     /// GPTQ, zero-points as a version stores them.
     Gptq(Version),
+    /// AWQ, version `gemm`.
+    Awq,
+    /// compressed-tensors, `pack-quantized`.
+    CompressedTensors,
     /// Float weights, all tensors in the type chosen, if one is.
     Dequantized(Option<FloatType>),
     /// A GGUF file in a mixture of types.
@@ -30,7 +35,7 @@ pub enum Target {
 /// A text that names no format.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "`{0}` is no format: write gptq, gptq_v2, dequantized, dequantized:TYPE (float16, bfloat16, float32) or gguf:MIXTURE (Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q3_K_M, Q2_K, Q4_0, ...)"
+    "`{0}` is no format: write gptq, gptq_v2, awq, compressed-tensors, dequantized, dequantized:TYPE (float16, bfloat16, float32) or gguf:MIXTURE (Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q3_K_M, Q2_K, Q4_0, ...)"
 )]
 pub struct UnknownTarget(String);
 
@@ -43,6 +48,8 @@ impl FromStr for Target {
         match (format, kind) {
             ("gptq", None) => Some(Self::Gptq(Version::V1)),
             ("gptq_v2", None) => Some(Self::Gptq(Version::V2)),
+            ("awq", None) => Some(Self::Awq),
+            ("compressed-tensors", None) => Some(Self::CompressedTensors),
             ("dequantized", None) => Some(Self::Dequantized(None)),
             ("dequantized", Some(name)) => float(name).map(|float| Self::Dequantized(Some(float))),
             ("gguf", Some(name)) => name.parse().ok().map(Self::Gguf),
@@ -56,6 +63,8 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gptq(version) => f.pad(version.name()),
+            Self::Awq => f.pad("awq"),
+            Self::CompressedTensors => f.pad("compressed-tensors"),
             Self::Dequantized(None) => f.pad("dequantized"),
             Self::Dequantized(Some(float)) => f.pad(&format!("dequantized:{}", float.name())),
             Self::Gguf(mixture) => f.pad(&format!("gguf:{}", mixture.name())),
@@ -112,19 +121,29 @@ impl Target {
         layout.check_together(modules).map_err(|(index, what)| tensor_error(&modules[index].name, what))
     }
 
-    /// What a reader must get for `matrix` written in this format: the weight, rounded where the format rounds.
-    /// `config_json` is that of the checkpoint the other tensors come from.
+    /// What a reader must get for `matrix` written in this format. `config_json` is that of the checkpoint the other
+    /// tensors come from.
     pub fn weight(self, matrix: &QuantizedMatrix, config_json: &Value) -> Vec<f32> {
         if let Self::Gguf(mixture) = self
             && let Ok(blocks) = gguf::exact::blocks(matrix, mixture.base())
         {
             return blocks.dequantize();
         }
-        let mut weight = matrix.dequantize();
+        self.rounded(matrix.dequantize(), config_json)
+    }
+
+    /// What a reader must get for `weight` written in this format: rounded where the format rounds. `config_json` is
+    /// that of the checkpoint the other tensors come from.
+    pub fn rounded(self, mut weight: Vec<f32>, config_json: &Value) -> Vec<f32> {
         if let Self::Dequantized(chosen) = self {
             Dequantized::new(chosen, config_json).round(&mut weight);
         }
         weight
+    }
+
+    /// Whether it is made of integers, or of weights.
+    pub fn takes_integers(self) -> bool {
+        !matches!(self, Self::Dequantized(_))
     }
 
     /// Whether the integers can be read back, or only the weights.
@@ -135,6 +154,8 @@ impl Target {
     pub(super) fn layout(self, config_json: &Value) -> Box<dyn Layout> {
         match self {
             Self::Gptq(version) => Box::new(Gptq(version)),
+            Self::Awq => Box::new(Awq),
+            Self::CompressedTensors => Box::new(Compressed),
             Self::Dequantized(chosen) => Box::new(Dequantized::new(chosen, config_json)),
             Self::Gguf(_) => unreachable!("a GGUF file is no folder of safetensors"),
         }
@@ -147,8 +168,16 @@ mod tests {
 
     #[test]
     fn every_format_has_a_name_and_is_found_by_it() {
-        let named =
-            ["gptq", "gptq_v2", "dequantized", "dequantized:float16", "dequantized:bfloat16", "dequantized:float32"];
+        let named = [
+            "gptq",
+            "gptq_v2",
+            "awq",
+            "compressed-tensors",
+            "dequantized",
+            "dequantized:float16",
+            "dequantized:bfloat16",
+            "dequantized:float32",
+        ];
         for name in named {
             assert_eq!(name.parse::<Target>().unwrap().to_string(), name);
         }

@@ -3,7 +3,10 @@
 use super::Version;
 use crate::{
     ModelError,
-    format::{Contents, QuantizedModule},
+    format::{
+        Contents, QuantizedModule,
+        settings::{Fields, group_size},
+    },
 };
 use fancy_regex::Regex;
 use kernels::{ActOrder, QuantSpec, ScaleSearch};
@@ -116,7 +119,7 @@ impl Settings {
     }
 
     fn parse(object: &Value, path: &Path) -> Result<Option<Self>, ModelError> {
-        let method = field(object, &["quant_method", "method"]).unwrap_or(&Value::Null);
+        let method = Fields { object, path }.any(&["quant_method", "method"])?.unwrap_or(&Value::Null);
         if !(method.is_null() || method.as_str() == Some("gptq")) {
             return Ok(None);
         }
@@ -157,76 +160,55 @@ impl Settings {
     }
 }
 
-/// The first of `keys` that `object` has.
-fn field<'a>(object: &'a Value, keys: &[&str]) -> Option<&'a Value> {
-    keys.iter().find_map(|&key| object.get(key)).filter(|value| !value.is_null())
-}
-
 /// Reads single settings; knows the file for its errors.
 struct Reader<'a> {
     path: &'a Path,
 }
 
 impl Reader<'_> {
-    fn malformed(&self, key: &str, value: &Value) -> ModelError {
-        ModelError::malformed(self.path, format!("quantization setting `{key}` is {value}"))
-    }
-
-    fn unsupported(&self, what: String) -> ModelError {
-        ModelError::Unsupported { path: self.path.into(), what }
+    fn fields<'a>(&'a self, object: &'a Value) -> Fields<'a> {
+        Fields { object, path: self.path }
     }
 
     fn pack_type(&self, object: &Value) -> Result<(), ModelError> {
         match object.get("pack_dtype") {
             None | Some(Value::Null) => Ok(()),
             Some(value) if value.as_str() == Some("int32") => Ok(()),
-            Some(value) => Err(self.unsupported(format!("packing into `pack_dtype` {value}"))),
+            Some(value) => Err(self.fields(object).unsupported(format!("packing into `pack_dtype` {value}"))),
         }
     }
 
     fn version(&self, object: &Value) -> Result<Version, ModelError> {
-        match field(object, &["checkpoint_format", "format", "version"]) {
+        let fields = self.fields(object);
+        match fields.any(&["checkpoint_format", "format", "version"])? {
             None => Ok(Version::V1),
             Some(value) => match value.as_str() {
                 Some("gptq") => Ok(Version::V1),
                 Some("gptq_v2") => Ok(Version::V2),
-                _ => Err(self.unsupported(format!("`checkpoint_format` {value}"))),
+                _ => Err(fields.unsupported(format!("`checkpoint_format` {value}"))),
             },
         }
     }
 
     /// The settings in `object`, those that it lacks from `defaults`.
     fn module(&self, object: &Value, defaults: Option<ModuleSettings>) -> Result<ModuleSettings, ModelError> {
-        let missing =
-            |key: &str| ModelError::malformed(self.path, format!("the quantization setting `{key}` is missing"));
-        let bits = match field(object, &["bits", "w_bit", "wbits"]) {
-            None => defaults.map(|d| d.bits).ok_or_else(|| missing("bits"))?,
+        let fields = self.fields(object);
+        let bits = match fields.any(&["bits", "w_bit", "wbits"])? {
+            None => defaults.map(|d| d.bits).ok_or_else(|| fields.missing("bits"))?,
             Some(value) => match value.as_u64() {
                 Some(bits @ (2 | 3 | 4 | 8)) => bits as u32,
-                Some(bits) => return Err(self.unsupported(format!("GPTQ with {bits} bits"))),
-                None => return Err(self.malformed("bits", value)),
+                Some(bits) => return Err(fields.unsupported(format!("GPTQ with {bits} bits"))),
+                None => return Err(fields.malformed("bits", value)),
             },
         };
-        let group_size = match field(object, &["group_size", "q_group_size"]) {
-            None => defaults.map(|d| d.group_size).ok_or_else(|| missing("group_size"))?,
-            Some(value) => match value.as_i64() {
-                Some(-1) => None,
-                Some(size @ 1..) => Some(size as usize),
-                _ => return Err(self.malformed("group_size", value)),
-            },
+        let group_size = match group_size(&fields, &["group_size", "q_group_size"])? {
+            None => defaults.map(|d| d.group_size).ok_or_else(|| fields.missing("group_size"))?,
+            Some(size) => size,
         };
-        let stated = self.flag(object, "sym")?.or(self.flag(object, "zero_point")?.map(|asymmetric| !asymmetric));
+        let stated = fields.flag("sym")?.or(fields.flag("zero_point")?.map(|asymmetric| !asymmetric));
         let symmetric = stated.or(defaults.map(|d| d.symmetric)).unwrap_or(true);
-        let desc_act = self.flag(object, "desc_act")?.or(defaults.and_then(|d| d.desc_act));
+        let desc_act = fields.flag("desc_act")?.or(defaults.and_then(|d| d.desc_act));
         Ok(ModuleSettings { bits, group_size, symmetric, desc_act })
-    }
-
-    fn flag(&self, object: &Value, key: &str) -> Result<Option<bool>, ModelError> {
-        match object.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Bool(flag)) => Ok(Some(*flag)),
-            Some(value) => Err(self.malformed(key, value)),
-        }
     }
 
     /// `dynamic` in its order: the first expression that matches from the start of a module's name decides.
@@ -234,7 +216,7 @@ impl Reader<'_> {
         let table = match object.get("dynamic") {
             None | Some(Value::Null) => return Ok(Vec::new()),
             Some(Value::Object(table)) => table,
-            Some(value) => return Err(self.malformed("dynamic", value)),
+            Some(value) => return Err(self.fields(object).malformed("dynamic", value)),
         };
         let rule = |(key, overrides): (&String, &Value)| {
             let (skip, pattern) = match key.strip_prefix("-:") {

@@ -200,22 +200,13 @@ fn zero_point(field: u8, spec: &QuantSpec, version: Version) -> Result<u8, Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::layout::check_matrix;
+    use crate::format::layout::{
+        check_matrix,
+        testing::{module, random_matrix},
+    };
     use half::f16;
-    use kernels::{ActOrder, ScaleSearch};
+    use kernels::ActOrder;
     use proptest::prelude::*;
-
-    fn module(outputs: usize, inputs: usize, bits: u32, group_size: Option<usize>, symmetric: bool) -> QuantizedModule {
-        let spec = QuantSpec {
-            bits,
-            group_size,
-            symmetric,
-            act_order: ActOrder::None,
-            scale_search: ScaleSearch::MinMax,
-            smallest_zero: 0,
-        };
-        QuantizedModule { name: "m".into(), outputs, inputs, spec }
-    }
 
     /// A matrix whose values are functions of row and column or group.
     fn matrix(
@@ -328,28 +319,10 @@ mod tests {
         )
     }
 
-    fn random_matrix(module: &QuantizedModule, version: Version, seed: u64) -> QuantizedMatrix {
-        use rand::{Rng, SeedableRng};
-        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-        let mut draw = |least: usize, most: usize| random.random_range(least..=most);
-        let max_code = module.spec.max_code() as usize;
-        let mut matrix = matrix(module, |_, _| 0, |_, _| usize::from(middle(module.spec.bits)));
-        matrix.codes.fill_with(|| draw(0, max_code) as u8);
-        matrix.scales.fill_with(|| f16::from_bits(draw(0, 0x7BFF) as u16));
-        if !module.spec.symmetric {
-            matrix.zeros.fill_with(|| draw(usize::from(version.offset()), max_code) as u8);
-        }
-        if module.spec.act_order == ActOrder::Desc {
-            let groups = matrix.groups();
-            matrix.group_index.fill_with(|| draw(0, groups - 1) as u32);
-        }
-        matrix
-    }
-
     proptest! {
         #[test]
         fn unpacking_undoes_packing((module, version, seed) in any_module()) {
-            let matrix = random_matrix(&module, version, seed);
+            let matrix = random_matrix(&module, version.offset(), seed);
             prop_assert_eq!(check_matrix(&Gptq(version), &module, &matrix).map_err(|e| e.to_string()), Ok(()));
             let [group_index, codes, zeros, scales] = Part::ALL.map(|part| part.bytes(&matrix, version));
             for (part, bytes) in Part::ALL.iter().zip([&group_index, &codes, &zeros, &scales]) {
@@ -364,7 +337,7 @@ mod tests {
         #[test]
         fn three_bits_follow_the_spelled_out_recipe(seed: u64) {
             let module = module(32, 64, 3, None, true);
-            let matrix = random_matrix(&module, Version::V1, seed);
+            let matrix = random_matrix(&module, 1, seed);
             let packed = words(Part::Codes, &matrix, Version::V1);
             for row in 0..32 {
                 let column: Vec<u32> = packed[row..].iter().step_by(32).copied().collect();
@@ -389,7 +362,10 @@ mod tests {
         assert!(complaint(&|m| m.scales[0] = f16::INFINITY).contains("a scale is inf"));
         assert!(complaint(&|m| m.zeros[0] = 0).contains("zero-point 0 cannot be stored as `gptq`, which holds 1..=15"));
         assert!(complaint(&|m| m.zeros[0] = 7).contains("zero-point 7 in a symmetric matrix, whose zero-point is 8"));
-        assert!(complaint(&|m| m.group_index[0] = 1).contains("column 0 is in group 1, but `desc_act` is false"));
+        assert!(
+            complaint(&|m| m.group_index[0] = 1)
+                .contains("column 0 is in group 1, but columns are in their stored order")
+        );
         assert!(complaint(&|m| m.group_index[0] = 2).contains("column 0 is in group 2, of 2 groups"));
         assert!(complaint(&|m| m.codes.truncate(1023)).contains("1023"));
         assert!(complaint(&|m| m.inputs = 64).contains("is 32 x 64, the module 32 x 32"));

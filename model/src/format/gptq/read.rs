@@ -54,7 +54,7 @@ impl Packing for Settings {
             bytes_of(tensors, &described, part)?;
         }
         let group_index = bytes_to_words(bytes_of(tensors, &described, Part::GroupIndex)?);
-        check_group_index(&group_index, &described.spec, setting.desc_act)
+        check_group_index(&group_index, &described.spec, setting.desc_act, "`desc_act` is false")
             .map_err(|what| tensor_error(format!("{module}.g_idx"), what))?;
         Ok(described)
     }
