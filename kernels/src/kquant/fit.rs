@@ -25,8 +25,12 @@ const ROUNDS: usize = 4;
 vectorized! {
     /// The grids of the blocks of `row`.
     pub(super) fn row(kind: BlockType, row: &[f32], weighting: Weighting<'_>) -> Vec<BlockGrid> {
-        let blocks = row.chunks_exact(kind.columns()).enumerate();
-        blocks.map(|(index, weights)| of_block(kind, weights, weighting, index * kind.columns())).collect()
+        // A loop and no `map`: what `collect` calls would not be compiled for the vector instructions.
+        let mut grids = Vec::with_capacity(row.len() / kind.columns());
+        for (index, weights) in row.chunks_exact(kind.columns()).enumerate() {
+            grids.push(of_block(kind, weights, weighting, index * kind.columns()));
+        }
+        grids
     }
 
     /// The grid of the block `weights` that starts at column `first`.
