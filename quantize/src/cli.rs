@@ -42,7 +42,8 @@ pub(crate) enum Command {
     /// Move a checkpoint to another format
     ///
     /// The integers, scales and zero-points stay as they are; what a format can't hold is refused by name. `dequantized`
-    /// holds everything, rounded once to its float type. What was written is read back and compared.
+    /// holds everything, rounded once to its float type; `gguf:Q4_0`, `gguf:Q4_1` and `gguf:Q8_0` hold integers in groups of
+    /// a multiple of 32, and of these Q4_1 rounds what it adds to each block to float16. What was written is read back and compared.
     Convert(Convert),
     /// Write the man page, the reference page or shell completions to stdout
     #[command(hide = true)]
@@ -61,7 +62,7 @@ pub(crate) struct Convert {
     /// Formats to write, separated by commas; one makes OUT the checkpoint, several make it a folder of checkpoints
     #[arg(long = "format", value_name = "LIST", value_delimiter = ',', required = true)]
     formats: Vec<Target>,
-    /// Folder for the result
+    /// Folder for the result; a file ending in .gguf for `gguf:MIXTURE` alone
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     /// Largest size of a safetensors file
@@ -94,7 +95,7 @@ pub(crate) struct Run {
     /// The model: a Hugging Face folder, a GGUF file, `org/name[@revision]` on the hub, or `demo`
     #[arg(value_name = "MODEL", required = true)]
     model: Option<String>,
-    /// Folder for the checkpoint
+    /// Folder for the checkpoint; a file ending in .gguf for `--format gguf:MIXTURE` alone
     ///
     /// It appears when everything is written and proven; until then the work lies in OUT.partial beside it.
     #[arg(long, value_name = "FOLDER", required = true)]
