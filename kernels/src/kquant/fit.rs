@@ -138,8 +138,8 @@ impl Rounding for Nearest {
 fn sum<const N: usize>(x: &[f32], w: &[f32], terms: impl Fn(f32, f32) -> [f32; N]) -> [f32; N] {
     let mut lanes = [[0.0; LANES]; N];
     for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
-        for lane in 0..LANES {
-            let terms = terms(x[lane], w[lane]);
+        for (lane, (x, w)) in x.iter().zip(w).enumerate() {
+            let terms = terms(*x, *w);
             for (lanes, term) in lanes.iter_mut().zip(terms) {
                 lanes[lane] += term;
             }

@@ -79,7 +79,7 @@ impl Entry {
 }
 
 /// Everything before the data, padded to where it begins.
-fn front(entries: &Entries, tensors: &[Plan]) -> Vec<u8> {
+fn front(entries: &[(String, Entry)], tensors: &[Plan]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     out.extend(3_u32.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
@@ -105,7 +105,7 @@ fn front(entries: &Entries, tensors: &[Plan]) -> Vec<u8> {
 /// as it likes. The file has the name `path` with `.writing` behind it; whoever asked for it gives it its own name.
 pub(super) fn write(
     path: &Path,
-    entries: &Entries,
+    entries: &[(String, Entry)],
     tensors: &[Plan],
     mut data: impl FnMut(usize, &mut dyn FnMut(&[u8]) -> Result<(), ModelError>) -> Result<(), ModelError>,
 ) -> Result<PathBuf, ModelError> {
