@@ -11,6 +11,7 @@ use super::{
     tensor_error,
 };
 use crate::ModelError;
+use kernels::QuantizedMatrix;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{fmt, str::FromStr};
