@@ -40,7 +40,7 @@ pub(in crate::format) fn objection(mixture: Mixture, module: &QuantizedModule) -
     let (kind, spec) = (mixture.base(), &module.spec);
     let name = kind.name();
     let whole = spec.group_size.is_none_or(|size| size % COLUMNS == 0 || size >= module.inputs);
-    if !whole || module.inputs % COLUMNS != 0 {
+    if !whole || !module.inputs.is_multiple_of(COLUMNS) {
         let size = spec.columns_per_group(module.inputs);
         return Some(format!(
             "{name} has a scale for 32 columns: groups of {size} of {} columns don't fall together with them",

@@ -53,7 +53,9 @@ fn put_list<T>(out: &mut Vec<u8>, kind: u32, items: &[T], mut put: impl FnMut(&m
     out.extend(9_u32.to_le_bytes());
     out.extend(kind.to_le_bytes());
     out.extend((items.len() as u64).to_le_bytes());
-    items.iter().for_each(|item| put(out, item));
+    for item in items {
+        put(out, item);
+    }
 }
 
 impl Entry {
