@@ -193,10 +193,10 @@ fn vllm_awq(modules: &[QuantizedModule], config: Option<&Config>) -> (Outcome, S
 
 /// Transformers puts AWQ linears in place of all but the head.
 fn auto_awq(modules: &[QuantizedModule]) -> (Outcome, String) {
-    match modules.iter().find(|module| module.name == "lm_head") {
-        Some(_) => (Outcome::Refuses, "`lm_head`: the head is expected in full precision".into()),
-        None => (Outcome::Loads, "on a GPU, in float16".into()),
+    if modules.iter().any(|module| module.name == "lm_head") {
+        return (Outcome::Refuses, "`lm_head`: the head is expected in full precision".into());
     }
+    (Outcome::Loads, "on a GPU, in float16".into())
 }
 
 /// compressed-tensors: Marlin, where it can't the ExLlama kernels, which have no zero-points there.

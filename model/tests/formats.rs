@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use kernels::{ActOrder, QuantSpec, QuantizedMatrix};
 use model::{
     Checkpoint, ModelError,
-    format::{Contents, QuantizedModule, Target, write},
+    format::{Contents, QuantizedModule, Replaced, Target, write},
 };
 use proptest::prelude::*;
 use safetensors::Dtype;
@@ -134,11 +134,12 @@ fn dequantized_weights_are_rounded_once_and_nothing_says_they_were_quantized() {
     }
     let config = json_file(&bench.path("dequantized/config.json"));
     assert!(config.get("quantization_config").is_none() && config["torch_dtype"] == "bfloat16");
-    for (format, dtype, round) in [
-        ("dequantized:float16", Dtype::F16, (|w| f16::from_f32(w).to_f32()) as fn(f32) -> f32),
+    let types: [(&str, Dtype, fn(f32) -> f32); 3] = [
+        ("dequantized:float16", Dtype::F16, |w| f16::from_f32(w).to_f32()),
         ("dequantized:bfloat16", Dtype::BF16, |w| bf16::from_f32(w).to_f32()),
         ("dequantized:float32", Dtype::F32, |w| w),
-    ] {
+    ];
+    for (format, dtype, round) in types {
         let read = bench.write(format, modules[0].spec, &modules).unwrap();
         for index in 0..modules.len() {
             let rounded: Vec<f32> = expected(index).into_iter().map(round).collect();
@@ -151,13 +152,11 @@ fn dequantized_weights_are_rounded_once_and_nothing_says_they_were_quantized() {
     }
 }
 
-type Replaced<'a> = &'a (dyn Fn(&str) -> Result<Option<Vec<f32>>, ModelError> + Sync);
-
 fn contents<'a>(
     source: &'a Checkpoint,
     modules: &'a [QuantizedModule],
     load: &'a (dyn Fn(usize) -> Result<QuantizedMatrix, ModelError> + Sync),
-    replaced: Replaced<'a>,
+    replaced: &'a Replaced<'a>,
 ) -> Contents<'a> {
     Contents {
         source,
@@ -181,7 +180,7 @@ fn replaced_tensors_take_the_place_of_the_source_s() {
     let replaced = |name: &str| Ok(changed.contains(&name).then(|| vec![0.5; source.tensors.shape(name).unwrap()[0]]));
     let load = |index: usize| Ok(matrix(index as u64 + 1, &modules[index]));
     let write =
-        |replaced: Replaced| write(&bench.path("out"), Target::Awq, &contents(&source, &modules, &load, replaced));
+        |replaced: &Replaced| write(&bench.path("out"), Target::Awq, &contents(&source, &modules, &load, replaced));
     write(&replaced).unwrap();
     let stored = read_tensors(&bench.path("out/model.safetensors"));
     assert_eq!(stored[changed[0]], (Dtype::F32, vec![64], toy::encode(Dtype::F32, &[0.5; 64])));

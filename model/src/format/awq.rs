@@ -195,7 +195,7 @@ impl Settings {
         let group_size = settings::group_size(&fields, &["group_size", "q_group_size"])?;
         let kept = fields.texts("modules_to_not_convert")?;
         Ok(Self {
-            group_size: group_size.ok_or_else(|| fields.missing("group_size"))?,
+            group_size: group_size.ok_or_else(|| fields.missing("group_size"))?.columns(),
             zero_point: fields.flag("zero_point")?.unwrap_or(true),
             kept,
         })

@@ -16,7 +16,7 @@ mod write;
 pub use dequantized::FloatType;
 pub use packed::{PackedFolder, Packing};
 pub use target::{Target, UnknownTarget};
-pub use write::{Contents, nothing_replaced, write};
+pub use write::{Contents, Replaced, nothing_replaced, write};
 
 use crate::ModelError;
 use kernels::{QuantSpec, QuantizedMatrix};

@@ -58,13 +58,31 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The group size, `Some(None)` for -1, one group a row; the first of `keys` names it in complaints.
-pub(super) fn group_size(fields: &Fields<'_>, keys: &[&str]) -> Result<Option<Option<usize>>, ModelError> {
+/// Columns that share a scale.
+#[derive(Clone, Copy)]
+pub(super) enum GroupSize {
+    /// One group a row, stated as -1.
+    Row,
+    Columns(usize),
+}
+
+impl GroupSize {
+    /// As a spec has it: `None` is one group a row.
+    pub(super) fn columns(self) -> Option<usize> {
+        match self {
+            Self::Row => None,
+            Self::Columns(columns) => Some(columns),
+        }
+    }
+}
+
+/// The group size, if it is stated; the first of `keys` names it in complaints.
+pub(super) fn group_size(fields: &Fields<'_>, keys: &[&str]) -> Result<Option<GroupSize>, ModelError> {
     match fields.any(keys)? {
         None => Ok(None),
         Some(value) => match value.as_i64() {
-            Some(-1) => Ok(Some(None)),
-            Some(size @ 1..) => Ok(Some(Some(size as usize))),
+            Some(-1) => Ok(Some(GroupSize::Row)),
+            Some(size @ 1..) => Ok(Some(GroupSize::Columns(size as usize))),
             _ => Err(fields.malformed(keys[0], value)),
         },
     }

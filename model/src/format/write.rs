@@ -25,6 +25,9 @@ use std::{
 /// Values of a copied tensor that are in float32 at a time.
 const MOST_VALUES: usize = 1 << 24;
 
+/// New values of a float tensor by its name, or none.
+pub type Replaced<'a> = dyn Fn(&str) -> Result<Option<Vec<f32>>, ModelError> + Sync + 'a;
+
 /// What to write, whatever the format.
 pub struct Contents<'a> {
     /// The model the other tensors are taken from.
@@ -38,7 +41,7 @@ pub struct Contents<'a> {
     pub load: &'a (dyn Fn(usize) -> Result<QuantizedMatrix, ModelError> + Sync),
     /// Values of a tensor that stays float but is no longer the source's, by its name: norms and biases that a method
     /// changes. They get the type that the source's tensor has there. [`nothing_replaced`] where there are none.
-    pub replaced: &'a (dyn Fn(&str) -> Result<Option<Vec<f32>>, ModelError> + Sync),
+    pub replaced: &'a Replaced<'a>,
     /// Provenance for formats whose loaders ignore a `meta`. An object, or null.
     pub meta: Value,
     /// Damping, for formats that state it.
@@ -214,7 +217,7 @@ impl Writer<'_> {
     fn copy(&self, tensor: &Tensor<'_>) -> Result<Vec<u8>, ModelError> {
         let (source, Tensor { name, shape, dtype, .. }) = (&self.contents.source.tensors, tensor);
         if let Some(values) = (self.contents.replaced)(name)? {
-            return self.whole(tensor, encode(name, &values, *dtype)?);
+            return whole(tensor, encode(name, &values, *dtype)?);
         }
         let mut bytes = Vec::new();
         match *shape.as_slice() {
@@ -226,16 +229,7 @@ impl Writer<'_> {
             }
             _ => bytes = encode(name, &source.read(name)?, *dtype)?,
         }
-        self.whole(tensor, bytes)
-    }
-
-    /// `bytes`, if they are all of `tensor`.
-    fn whole(&self, tensor: &Tensor<'_>, bytes: Vec<u8>) -> Result<Vec<u8>, ModelError> {
-        if bytes.len() != tensor.bytes() {
-            let what = format!("gives {} bytes, not as many as its shape {:?} needs", bytes.len(), tensor.shape);
-            return Err(tensor_error(&tensor.name, what));
-        }
-        Ok(bytes)
+        whole(tensor, bytes)
     }
 
     fn part(&self, index: usize, part: usize) -> Result<Vec<u8>, ModelError> {
@@ -249,6 +243,15 @@ impl Writer<'_> {
         let (_, matrix) = loaded.as_ref().expect("the matrix was loaded above");
         self.layout.pack(&self.contents.modules[index], part, matrix)
     }
+}
+
+/// `bytes`, if they are all of `tensor`.
+fn whole(tensor: &Tensor<'_>, bytes: Vec<u8>) -> Result<Vec<u8>, ModelError> {
+    if bytes.len() != tensor.bytes() {
+        let what = format!("gives {} bytes, not as many as its shape {:?} needs", bytes.len(), tensor.shape);
+        return Err(tensor_error(&tensor.name, what));
+    }
+    Ok(bytes)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -330,7 +333,7 @@ fn write_shards(folder: &Path, writer: &Writer<'_>, tensors: &[Tensor<'_>]) -> R
     if shards.len() == 1 {
         return Ok(());
     }
-    let total: usize = tensors.iter().map(|tensor| tensor.bytes()).sum();
+    let total: usize = tensors.iter().map(Tensor::bytes).sum();
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     write_json(&folder.join("model.safetensors.index.json"), &index)
 }

@@ -4,7 +4,7 @@ use crate::{
     ModelError,
     format::{
         Contents, QuantizedModule,
-        settings::{Fields, group_size},
+        settings::{Fields, GroupSize, group_size},
     },
 };
 use fancy_regex::Regex;
@@ -193,8 +193,8 @@ fn names(fields: &Fields<'_>, key: &str) -> Result<Vec<Name>, ModelError> {
 fn scheme_group_size(fields: &Fields<'_>) -> Result<Option<usize>, ModelError> {
     let stated = group_size(fields, &["group_size"])?;
     match (fields.text("strategy")?, stated) {
-        (Some("group") | None, Some(Some(size))) => Ok(Some(size)),
-        (Some("channel"), None | Some(None)) | (None, Some(None)) => Ok(None),
+        (Some("group") | None, Some(GroupSize::Columns(size))) => Ok(Some(size)),
+        (Some("channel"), None | Some(GroupSize::Row)) | (None, Some(GroupSize::Row)) => Ok(None),
         (Some("group" | "channel"), _) => {
             Err(fields.malformed("group_size", fields.any(&["group_size"])?.unwrap_or(&Value::Null)))
         }

@@ -203,7 +203,7 @@ impl Reader<'_> {
         };
         let group_size = match group_size(&fields, &["group_size", "q_group_size"])? {
             None => defaults.map(|d| d.group_size).ok_or_else(|| fields.missing("group_size"))?,
-            Some(size) => size,
+            Some(size) => size.columns(),
         };
         let stated = fields.flag("sym")?.or(fields.flag("zero_point")?.map(|asymmetric| !asymmetric));
         let symmetric = stated.or(defaults.map(|d| d.symmetric)).unwrap_or(true);
