@@ -95,11 +95,6 @@ fn our_fits_are_at_least_as_good_as_candle_s() {
     for (kind, theirs) in KNOWN {
         for (name, weight) in [("gaussian", gaussian(COLUMNS * 40, 4)), ("outliers", with_outliers(COLUMNS * 40, 5))] {
             let [plain, weighted] = compared(kind, theirs, &weight);
-            eprintln!(
-                "{kind:?} {name}: ours / candle {:.4} plain, {:.4} weighted",
-                plain.0 / plain.1,
-                weighted.0 / weighted.1
-            );
             assert!(
                 plain.0 <= plain.1 * 1.003 && weighted.0 <= weighted.1 * 1.003,
                 "{kind:?} {name}: {plain:?} {weighted:?}"

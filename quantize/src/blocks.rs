@@ -89,12 +89,11 @@ impl BlockSolver {
         check_finite(linear)?;
         let plain = BlockMatrix::quantize(&linear.weight, linear.inputs, kind, Weighting::Plain);
         let mut report = LayerReport::unmeasured(linear, &spec(kind, self.act_order));
-        let matrix = match self.method {
-            Method::Gptq => self.compensated(linear, kind, hessian, &mut report)?,
-            _ => {
-                let columns = importance.unwrap_or(hessian.diagonal());
-                BlockMatrix::quantize(&linear.weight, linear.inputs, kind, Weighting::Importance(columns))
-            }
+        let matrix = if self.method == Method::Gptq {
+            self.compensated(linear, kind, hessian, &mut report)?
+        } else {
+            let columns = importance.unwrap_or(hessian.diagonal());
+            BlockMatrix::quantize(&linear.weight, linear.inputs, kind, Weighting::Importance(columns))
         };
         let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
         let error = |changed: &BlockMatrix| {

@@ -45,11 +45,6 @@ fn every_method_and_order_is_proven_and_better_than_the_one_before() {
             let name = format!("{order}.gguf");
             let outcome = run(folder.path(), &format!("--method gptq --act-order {order} {format} --overwrite"), &name);
             let outcome = outcome.unwrap();
-            eprintln!(
-                "{mixture} {order}: plain {plain:.3e}, weighted {:.3e}, gptq {:.3e}",
-                error(&weighted),
-                error(&outcome)
-            );
             assert!(error(&outcome) < error(&weighted), "{mixture} {order}");
             assert_eq!(outcome["proof"]["modules"], 28);
         }

@@ -97,18 +97,14 @@ fn scales_by_hand() {
         0xff,
     ];
     assert_eq!(block[..16], [&[0, 0x3c, 0, 0x40][..], &scales].concat());
-    let mut grid = BlockGrid::default();
-    grid.steps = [-32, -31, 31, 0, -1, 15, 16, 17, -32, -32, 31, 31, 1, 2, 3, 4];
+    let steps = [-32, -31, 31, 0, -1, 15, 16, 17, -32, -32, 31, 31, 1, 2, 3, 4];
+    let grid = BlockGrid { steps, ..BlockGrid::default() };
     let mut block = vec![0; 110];
     BlockType::Q3K.pack(&grid, &[0; 256], &mut block);
-    // Stored s + 32: 0, 1, 63, 32, 31, 47, 48, 49, 0, 0, 63, 63, 33, 34, 35, 36.
+    // Stored s + 32: 0, 1, 63, 32, 31, 47, 48, 49, 0, 0, 63, 63, 33, 34, 35, 36. Upper pairs of sub-blocks 12, 8, 4, 0 and
+    // so on: 10 00 01 00, 10 00 10 00, 10 11 11 11, 10 11 11 10.
     let low = [0, 1, 0xff, 0xf0, 0x1f, 0x2f, 0x30, 0x41];
-    let high = [
-        0b00 | 0b01 << 2 | 0b00 << 4 | 0b10 << 6,
-        0b00 | 0b10 << 2 | 0b00 << 4 | 0b10 << 6,
-        0b11 | 0b11 << 2 | 0b11 << 4 | 0b10 << 6,
-        0b10 | 0b11 << 2 | 0b11 << 4 | 0b10 << 6,
-    ];
+    let high = [0b1000_0100, 0b1000_1000, 0b1011_1111, 0b1011_1110];
     assert_eq!(block[96..108], [&low[..], &high].concat());
 }
 

@@ -24,7 +24,7 @@ mod write;
 
 pub use mixture::Mixture;
 pub use types::{FloatType, TensorType};
-pub use write::{Contents, Replaced, write, write_integers};
+pub use write::{Contents, write, write_integers};
 
 use crate::{
     ModelError,

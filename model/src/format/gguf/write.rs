@@ -27,9 +27,6 @@ use std::{
 /// Values of a tensor that are in float32 at a time.
 const MOST_VALUES: usize = 1 << 22;
 
-/// Values that take the place of a tensor's, by its name; `None` where the source's stay.
-pub type Replaced<'a> = dyn Fn(&str) -> Result<Option<Vec<f32>>, ModelError> + 'a;
-
 /// What to write.
 pub struct Contents<'a> {
     /// The model.
@@ -43,7 +40,7 @@ pub struct Contents<'a> {
     /// Brings the blocks of a solved linear, rows in Hugging Face's order; called when they are written.
     pub load: &'a dyn Fn(&str) -> Result<BlockMatrix, ModelError>,
     /// Values of a vector that are no longer the source's, by its name; see `format::Contents::replaced`.
-    pub replaced: &'a Replaced<'a>,
+    pub replaced: &'a format::Replaced<'a>,
     /// Further metadata: keys and texts, for people.
     pub notes: Vec<(String, String)>,
 }
