@@ -12,6 +12,7 @@ mod hub;
 #[path = "../model/tests/support/hub_server.rs"]
 mod hub_server;
 mod interop;
+mod interop_gguf;
 mod perplexity;
 mod real_models;
 mod tokenizers;

@@ -18,6 +18,7 @@ mod exponential;
 pub mod gemm;
 pub mod gram;
 pub mod grid;
+pub mod kquant;
 pub mod log_probability;
 pub mod matrix;
 pub mod norm;

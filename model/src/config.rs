@@ -10,6 +10,7 @@ pub(crate) mod layout;
 mod rope;
 
 pub use layout::LinearLayout;
+pub(crate) use rope::plain;
 pub use rope::{Beyond, Rope, Stretch};
 
 use crate::ModelError;

@@ -133,7 +133,7 @@ pub fn verdicts(modules: &[QuantizedModule], target: Target, config: Option<&Con
             Verdict::of(Runtime::CompressedTensors, (Outcome::Loads, "unpacks the weights in PyTorch".into())),
             Verdict::of(Runtime::Marlin, kernels_only(modules, marlin_compressed_objection)),
         ],
-        Target::Dequantized(_) => Vec::new(),
+        Target::Dequantized(_) | Target::Gguf(_) => Vec::new(),
     }
 }
 

@@ -253,6 +253,20 @@ fn every_block_type_is_dequantized_whole_and_by_rows() {
     }
 }
 
+/// candle doesn't know IQ4_NL: by hand.
+#[test]
+fn uneven_levels_are_dequantized() {
+    // d = 0.5; byte j holds code j for weight j and code 15 - j for weight 16 + j.
+    let block: Vec<u8> = [0x00, 0x38].into_iter().chain((0..16).map(|j| j | (15 - j) << 4)).collect();
+    let levels =
+        [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
+    let mut draft = draft("qwen2");
+    draft.tensors.push(("output.weight".into(), vec![1, 32], 20, block));
+    let read = draft.open().unwrap().file.read("lm_head.weight").unwrap();
+    let expected: Vec<f32> = levels.iter().chain(levels.iter().rev()).map(|level| 0.5 * level).collect();
+    assert_eq!(read, expected);
+}
+
 /// What the converter does to q and k of a Llama: rows of each head from halves to neighbours.
 fn permuted(rows: &[f32], heads: usize, columns: usize) -> Vec<f32> {
     let half = rows.len() / columns / heads / 2;
@@ -647,8 +661,8 @@ fn wild_counts_and_sizes_are_refused_at_once() {
     assert!(with(place + 8 + 8 + 4, 1).contains("not a multiple of 32"));
     assert!(with(place + 8 + 8 + 4, u64::MAX - 31).contains("may be cut short"));
     let mut other_type = good.clone();
-    other_type[place + 16] = 20;
-    assert!(Opened::from(&other_type).map(|_| ()).unwrap_err().to_string().contains("IQ4_NL"));
+    other_type[place + 16] = 23;
+    assert!(Opened::from(&other_type).map(|_| ()).unwrap_err().to_string().contains("IQ4_XS"));
     for (bytes, says) in [(&b"GGML\x03\0\0\0"[..], "`GGUF`"), (b"GGUF\x01\0\0\0", "version 1"), (b"", "magic")] {
         assert!(Opened::from(bytes).map(|_| ()).unwrap_err().to_string().contains(says));
     }

@@ -12,7 +12,10 @@ use console::files::write_atomically;
 use kernels::ActOrder;
 use model::format::Target;
 use serde_json::{Value, json};
-use std::{fmt::Write, path::Path};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 /// Name and version of the tool, as written into outputs.
 pub const TOOL: &str = concat!("caliper ", env!("CARGO_PKG_VERSION"));
@@ -33,8 +36,17 @@ pub struct Provenance<'a> {
     pub modules: &'a [LayerReport],
 }
 
-/// Writes `README.md`, `caliper.json` and, with calibration, `calibration.json` into `folder`.
+/// Where the record of a checkpoint that is one file lies: `model.caliper.json` beside `model.gguf`.
+pub fn beside(file: &Path) -> PathBuf {
+    file.with_extension("caliper.json")
+}
+
+/// Writes `README.md`, `caliper.json` and, with calibration, `calibration.json` into `folder`; beside a checkpoint that is
+/// one file, only the record.
 pub fn write(folder: &Path, provenance: &Provenance<'_>) -> Result<(), QuantizeError> {
+    if provenance.format.is_file() {
+        return put(&beside(folder), &pretty(&record(provenance)));
+    }
     put(&folder.join("README.md"), card(provenance).as_bytes())?;
     put(&folder.join("caliper.json"), &pretty(&record(provenance)))?;
     match provenance.manifest {
@@ -56,17 +68,21 @@ pub fn write_converted(
     let original: Option<Value> = earlier("caliper.json").and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let name = display_name(input);
     let same =
-        if format.holds_integers() { "integers, scales and zero-points are" } else { "weights are, rounded once," };
+        if format.takes_integers() { "integers, scales and zero-points are" } else { "weights are, rounded once," };
     let mut text = format!(
         "---\npipeline_tag: text-generation\ntags:\n- {}\n- caliper\n---\n\n# {name}, {format}\n\nMade by {TOOL} from the checkpoint `{name}` ({input_format}): the {same} those of it.\n\n## How to make it again\n\n    quantize convert {name} --format {format} --out OUT\n",
         tag(format)
     );
+    let converted = json!({ "from": name, "from_format": input_format, "format": format });
+    let record = pretty(&json!({ "tool": TOOL, "converted": converted, "original": original }));
+    if format.is_file() {
+        return put(&beside(folder), &record);
+    }
     if original.is_some() {
         text += "\n`caliper.json` holds, under `original`, how that checkpoint was made.\n";
     }
     put(&folder.join("README.md"), text.as_bytes())?;
-    let converted = json!({ "from": name, "from_format": input_format, "format": format });
-    put(&folder.join("caliper.json"), &pretty(&json!({ "tool": TOOL, "converted": converted, "original": original })))?;
+    put(&folder.join("caliper.json"), &record)?;
     match earlier("calibration.json") {
         Some(bytes) => put(&folder.join("calibration.json"), &bytes),
         None => Ok(()),
@@ -84,9 +100,10 @@ fn record(provenance: &Provenance<'_>) -> Value {
     json!({ "tool": TOOL, "plan": provenance.plan, "modules": modules })
 }
 
-/// The record of an earlier run in `folder`: its plan and its modules.
+/// The record of an earlier run in (or, of a file, beside) `folder`: its plan and its modules.
 pub fn read_record(folder: &Path) -> Option<(Value, Vec<LayerReport>)> {
-    let bytes = std::fs::read(folder.join("caliper.json")).ok()?;
+    let path = if folder.is_file() { beside(folder) } else { folder.join("caliper.json") };
+    let bytes = std::fs::read(path).ok()?;
     let mut record: Value = serde_json::from_slice(&bytes).ok()?;
     let modules = serde_json::from_value(record.get_mut("modules")?.take()).ok()?;
     Some((record.get_mut("plan")?.take(), modules))
@@ -259,6 +276,10 @@ impl Options {
             rows.push(("inputs", name_of(&self.inputs)));
             rows.push(("sequence", name_of(&self.sequence)));
         }
+        if self.block_mixture().is_some() {
+            rows.retain(|(name, _)| !["bits", "group size", "grid", "scale search"].contains(name));
+        }
+        rows.extend(self.imatrix.iter().map(|path| ("importance matrix", path.clone())));
         rows.push(("language-model head", if self.lm_head { "quantized" } else { "in full precision" }.to_owned()));
         rows.extend(self.overrides.iter().map(|text| ("override", text.clone())));
         rows.extend(self.skip.iter().map(|glob| ("in full precision", glob.clone())));

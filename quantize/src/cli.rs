@@ -51,7 +51,8 @@ pub(crate) enum Command {
     /// Move a checkpoint to another format
     ///
     /// The integers, scales and zero-points stay as they are; what a format can't hold is refused by name. `dequantized`
-    /// holds everything, rounded once to its float type. What was written is read back and compared.
+    /// holds everything, rounded once to its float type; `gguf:Q4_0`, `gguf:Q4_1` and `gguf:Q8_0` hold integers in groups of
+    /// a multiple of 32, and of these Q4_1 rounds what it adds to each block to float16. What was written is read back and compared.
     Convert(Convert),
     /// Write the man page, the reference page or shell completions to stdout
     #[command(hide = true)]
@@ -70,7 +71,7 @@ pub(crate) struct Convert {
     /// Formats to write, separated by commas; one makes OUT the checkpoint, several make it a folder of checkpoints
     #[arg(long = "format", value_name = "LIST", value_delimiter = ',', required = true)]
     formats: Vec<Target>,
-    /// Folder for the result
+    /// Folder for the result; a file ending in .gguf for `gguf:MIXTURE` alone
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     /// Largest size of a safetensors file
@@ -103,7 +104,7 @@ pub(crate) struct Run {
     /// The model: a Hugging Face folder, a GGUF file, `org/name[@revision]` on the hub, or `demo`
     #[arg(value_name = "MODEL", required = true)]
     model: Option<String>,
-    /// Folder for the checkpoint
+    /// Folder for the checkpoint; a file ending in .gguf for `--format gguf:MIXTURE` alone
     ///
     /// It appears when everything is written and proven; until then the work lies in OUT.partial beside it.
     #[arg(long, value_name = "FOLDER", required = true)]
@@ -167,6 +168,11 @@ struct Weights {
     /// Quantize the language-model head too; if it is the embedding, it becomes a matrix of its own
     #[arg(long)]
     lm_head: bool,
+    /// Importance matrix (llama.cpp's, GGUF form) that weighs errors in `--method rtn --format gguf:MIXTURE`
+    ///
+    /// Without one, `--calibration` measures the same on the way.
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
 }
 
 /// What it is calibrated on.
@@ -227,8 +233,19 @@ struct Output {
     /// `compressed-tensors` (4 or 8 bits) are for vLLM; `dequantized` is float safetensors, in
     /// the model's own type or, as `dequantized:float16`, `:bfloat16` or `:float32`, in that one. One format makes OUT
     /// the checkpoint, several make OUT a folder with a checkpoint for each, named after it.
+    ///
+    /// `gguf:MIXTURE` (Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q3_K_M, Q2_K, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL) is one
+    /// file, OUT.gguf. Alone it is solved on the grids of its own blocks, whatever --bits and --group-size say. Beside
+    /// other formats it gets the same integers as they: Q4_0 symmetric ones of up to 4 bits, Q4_1 asymmetric ones, Q8_0
+    /// those of 8 bits, in groups of a multiple of 32.
     #[arg(long = "format", value_name = "LIST", value_delimiter = ',', default_value = "gptq")]
     formats: Vec<Target>,
+    /// Write the sums of squared activations as an importance matrix (llama.cpp's, GGUF form)
+    ///
+    /// Measured on the calibration text while the model is quantized; with `--inputs original` they are those of the
+    /// model as it was.
+    #[arg(long, value_name = "FILE")]
+    save_imatrix: Option<PathBuf>,
     /// Largest size of a safetensors file
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = size)]
     shard_size: u64,
@@ -263,6 +280,7 @@ impl Run {
             threads: self.resources.threads.map_or_else(cores, usize::from),
             memory: self.resources.memory,
             overwrite: self.output.overwrite,
+            save_imatrix: self.output.save_imatrix,
         };
         Ok((request, wishes))
     }
@@ -308,6 +326,7 @@ impl Weights {
             shard_bytes: output.shard_size,
             calibration,
             windows: text.windows(model),
+            imatrix: self.imatrix.map(|path| path.to_string_lossy().into_owned()),
         }
     }
 }

@@ -60,22 +60,26 @@ impl Conversion {
         if self.out.exists() && !self.overwrite {
             return Err(QuantizeError::OutputExists { path: self.out.clone() });
         }
+        files::check_name(&self.out, &self.formats)?;
         let source = Checkpoint::open(&self.input)?;
         let input_format = model::inspect::inspect(&self.input)?.format;
-        let packed: Vec<Target> = self.formats.iter().copied().filter(|format| format.holds_integers()).collect();
+        let packed: Vec<Target> = self.formats.iter().copied().filter(|format| format.takes_integers()).collect();
         let surveyed = if packed.is_empty() { Vec::new() } else { survey(&source, &self.input)? };
         check_zero_points(&surveyed, &packed)?;
         let modules: Vec<QuantizedModule> = surveyed.into_iter().map(|found| found.module).collect();
         check_held(&modules, &packed)?;
         let work = files::WorkFolder::beside(&self.out)?;
-        let mut proof = Proof::default();
+        let (unpublished, mut proof) = (work.unpublished(&self.formats), Proof::default());
+        if self.formats.len() > 1 {
+            std::fs::create_dir_all(&unpublished).map_err(QuantizeError::io(&unpublished))?;
+        }
         for &format in &self.formats {
-            let folder = files::place(&work.unpublished(), &self.formats, format);
+            let folder = files::place(&unpublished, &self.formats, format);
             self.write(&folder, format, &source, &modules)?;
             card::write_converted(&folder, &self.input, &source.path, &input_format, format)?;
             proof = proof.and(prove(&folder, format, &source, &modules)?);
         }
-        files::publish(&work.unpublished(), &self.out, &work.aside())?;
+        files::publish(&unpublished, &self.out, &work.aside())?;
         let place = |format: &Target| Output::measure(*format, &files::place(&self.out, &self.formats, *format));
         let outputs = self.formats.iter().map(place).collect::<Result<_, _>>()?;
         Ok(Converted { input: self.input.clone(), input_format, outputs, proof })
@@ -89,7 +93,7 @@ impl Conversion {
         modules: &[QuantizedModule],
     ) -> Result<(), QuantizeError> {
         // Float weights come from the source's own: they need no float16 scales.
-        let modules = if format.holds_integers() { modules } else { &[] };
+        let modules = if format.takes_integers() { modules } else { &[] };
         let load = |index: usize| load(source, &modules[index]);
         let contents = Contents {
             source,
@@ -224,7 +228,7 @@ fn prove(
     modules: &[QuantizedModule],
 ) -> Result<Proof, QuantizeError> {
     let written = Checkpoint::open(&folder.to_string_lossy())?;
-    if !format.holds_integers() {
+    if !format.takes_integers() {
         for name in packed_linears(source)? {
             let weight = format.rounded(source.tensors.read(&format!("{name}.weight"))?, &source.config_json);
             prove::same_weight(&name, format, &weight, written.tensors.as_ref())?;
@@ -234,7 +238,12 @@ fn prove(
     let mut codes = 0;
     for module in modules {
         let matrix = load(source, module)?;
-        prove::same_integers(&module.name, format, &matrix, written.tensors.as_ref())?;
+        if format.holds_integers() {
+            prove::same_integers(&module.name, format, &matrix, written.tensors.as_ref())?;
+        } else {
+            let weight = format.weight(&matrix, &source.config_json);
+            prove::same_weight(&module.name, format, &weight, written.tensors.as_ref())?;
+        }
         codes += matrix.codes.len() as u64;
     }
     Ok(Proof { formats: 1, modules: modules.len(), codes })

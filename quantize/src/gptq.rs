@@ -80,7 +80,7 @@ impl Gptq {
 }
 
 /// The weight with columns whose input is always zero set to zero: they cost nothing and need no code but zero's.
-fn zero_dead_columns(linear: &Linear, dead: &[usize]) -> Vec<f32> {
+pub(crate) fn zero_dead_columns(linear: &Linear, dead: &[usize]) -> Vec<f32> {
     let mut weight = linear.weight.clone();
     for row in weight.chunks_exact_mut(linear.inputs) {
         for &column in dead {

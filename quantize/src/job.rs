@@ -1,9 +1,10 @@
 //! The whole run: open, plan, estimate, solve block by block, write, prove, publish.
 
 use crate::{
-    Journal, LayerReport, Options, Outcome, QuantizeError, ValidPlan,
+    Journal, LayerReport, Matrix, Options, Outcome, QuantizeError, ValidPlan, blocks,
     card::{self, Provenance},
-    files,
+    files, gguf,
+    journal::Solved,
     preflight::{self, Cost},
     prove::{self, Proof},
     report::{CalibrationSummary, Output, Totals, mean_error},
@@ -12,9 +13,14 @@ use crate::{
 };
 use calibration::{CalibrationSet, domain::Domain, driver};
 use console::{Progress, machine};
+use kernels::QuantSpec;
 use model::{
     Checkpoint, Linear, ModelError, Stage,
-    format::{self, QuantizedModule, Target, nothing_replaced},
+    format::{
+        self, QuantizedModule, Target,
+        gguf::imatrix::{self, Importance},
+        nothing_replaced,
+    },
 };
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -39,6 +45,8 @@ pub struct Request {
     pub memory: Option<u64>,
     /// Whether `out` may be replaced.
     pub overwrite: bool,
+    /// Where the sums of squared activations go, as an importance matrix.
+    pub save_imatrix: Option<PathBuf>,
 }
 
 /// A run that can start.
@@ -51,6 +59,8 @@ pub struct Job {
     pub plan: ValidPlan,
     /// The calibration set.
     pub calibration: Option<CalibrationSet>,
+    /// Mean squared activations from a file.
+    pub importance: Option<Importance>,
     /// What it will take.
     pub cost: Cost,
     /// Everything that shapes the output, hashes included: what must be equal for work to go on.
@@ -68,20 +78,27 @@ impl Job {
         }
         let checkpoint = Checkpoint::open(&request.model)?;
         let mut plan = request.options.clone().check(&checkpoint.config)?;
+        check_names(&request, &plan)?;
         let calibration = calibration_set(&plan.options, &checkpoint)?;
+        let imatrix = plan.options.imatrix.as_ref().map(PathBuf::from);
+        let importance = imatrix.as_ref().map(|path| read_importance(path, &checkpoint, &plan)).transpose()?;
+        let imatrix_sha256 = imatrix.as_ref().map(|path| model::text::sha256_of_file(path)).transpose()?;
         if let Some(set) = &calibration {
             plan.warnings.extend(adequacy(&checkpoint, set));
         }
         let windows = calibration.as_ref().map_or(&[][..], |set| &set.windows);
         let cost = preflight::estimate(&checkpoint, &plan, windows, request.threads, request.memory, &request.out)?;
-        let identity = json!({
+        let mut identity = json!({
             "tool": card::TOOL,
             "model": request.model,
             "model_files": checkpoint.source_files()?,
             "settings": plan.options,
             "calibration": calibration.as_ref().map(|set| &set.manifest),
         });
-        Ok(Self { request, checkpoint, plan, calibration, cost, identity, started })
+        if let Some(hash) = imatrix_sha256 {
+            identity["imatrix_sha256"] = hash.into();
+        }
+        Ok(Self { request, checkpoint, plan, calibration, importance, cost, identity, started })
     }
 
     /// The effective settings and what to know about them, a line each.
@@ -122,7 +139,7 @@ impl Job {
         self.solve(&journal, resumed)?;
         let walked = walking.elapsed().as_secs_f64();
         let modules = self.reports(&journal)?;
-        let unpublished = journal.checkpoint_folder();
+        let unpublished = self.unpublished(&journal);
         let proof = self.write_and_prove(&unpublished, &journal, &modules)?;
         files::publish(&unpublished, out, &journal.folder().join("replaced"))?;
         let mut outcome = self.outcome(modules, Some(proof))?;
@@ -145,6 +162,10 @@ impl Job {
     }
 
     fn solve(&self, journal: &Journal, resumed: usize) -> Result<(), QuantizeError> {
+        if self.request.save_imatrix.is_some() && resumed > 0 {
+            let what = "--save-imatrix needs all blocks in one run, but some are done: start afresh with --overwrite after removing";
+            return Err(QuantizeError::Option(format!("{what} {}", journal.folder().display())));
+        }
         let done = self.plan.quantized().filter(|module| journal.has(module.block)).count();
         let mut progress = Progress::new("quantizing", self.plan.quantized().count() as u64, done as u64);
         match &self.calibration {
@@ -163,9 +184,12 @@ impl Job {
             activation_bytes_in_memory: usize::try_from(self.cost.activations_in_memory).unwrap_or(usize::MAX),
             spill_folder: journal.folder().to_owned(),
         };
-        let mut quantizer = Quantizer::new(&self.plan, journal, progress);
+        let mut quantizer = Quantizer::new(&self.plan, journal, self.importance.as_ref(), progress);
         driver::drive(&self.checkpoint, &set.windows, &options, &mut quantizer).map_err(QuantizeError::from_driver)?;
-        Ok(())
+        let Some(path) = &self.request.save_imatrix else { return Ok(()) };
+        let longest = set.windows.iter().map(Vec::len).max().unwrap_or(0);
+        let (config, sources) = (&self.checkpoint.config, &self.plan.options.calibration);
+        Ok(imatrix::write(path, config, &quantizer.sums, sources, set.windows.len(), longest)?)
     }
 
     /// Rounding without inputs needs no walk, only the weights.
@@ -174,7 +198,7 @@ impl Job {
             let linears = self.linears_of(index)?;
             let solved = linears
                 .par_iter()
-                .filter_map(|linear| Some(rtn::round(linear, self.plan.spec_of(&linear.name)?)))
+                .filter_map(|linear| Some(self.round(linear, self.plan.spec_of(&linear.name)?)))
                 .collect::<Result<Vec<_>, _>>()?;
             journal.store(index, &solved)?;
             for (_, report) in &solved {
@@ -182,6 +206,14 @@ impl Job {
             }
         }
         Ok(())
+    }
+
+    fn round(&self, linear: &Linear, spec: &QuantSpec) -> Result<Solved, QuantizeError> {
+        let Some(kind) = self.plan.blocks_of(&linear.name) else {
+            return rtn::round(linear, spec).map(|(matrix, report)| (matrix.into(), report));
+        };
+        let importance = self.importance.as_ref().and_then(|known| known.get(&linear.name)).map(Vec::as_slice);
+        blocks::round(linear, kind, importance).map(|(matrix, report)| (matrix.into(), report))
     }
 
     /// The linears of block `index`, or the head if it is counted as that block.
@@ -201,10 +233,18 @@ impl Job {
         Ok(reports)
     }
 
+    /// Where the output is put together.
+    fn unpublished(&self, journal: &Journal) -> PathBuf {
+        files::unpublished(journal.folder(), &self.plan.options.formats)
+    }
+
     /// Every format into `out`, each read back and compared.
     fn write_and_prove(&self, out: &Path, journal: &Journal, modules: &[LayerReport]) -> Result<Proof, QuantizeError> {
-        if out.exists() {
+        if out.is_dir() {
             fs::remove_dir_all(out).map_err(QuantizeError::io(out))?;
+        }
+        if self.plan.options.formats.len() > 1 {
+            fs::create_dir_all(out).map_err(QuantizeError::io(out))?;
         }
         let mut proof = Proof::default();
         for &format in &self.plan.options.formats {
@@ -237,7 +277,13 @@ impl Job {
             true_sequential: options.sequence == calibration::Sequence::Module,
             shard_bytes: options.shard_bytes,
         };
-        format::write(folder, format, &contents)?;
+        match options.block_mixture() {
+            Some(mixture) => {
+                let load = |name: &str| load_matrix(journal, &self.plan, name);
+                gguf::write_solved(folder, mixture, &self.checkpoint, &self.plan.modules, &load, &contents.meta)?;
+            }
+            None => format::write(folder, format, &contents)?,
+        }
         let model = &self.request.model;
         card::write(folder, &Provenance { model, options, format, plan: &self.identity, manifest, modules })
     }
@@ -283,12 +329,41 @@ fn written_module(report: &LayerReport) -> QuantizedModule {
 }
 
 fn load_module(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<kernels::QuantizedMatrix, ModelError> {
+    load_matrix(journal, plan, name)?.grid(name).cloned()
+}
+
+fn load_matrix(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<Matrix, ModelError> {
     let missing = |what: String| ModelError::Tensor { tensor: name.to_owned(), what };
     let module =
         plan.modules.iter().find(|m| m.name == name).ok_or_else(|| missing("is not in the plan".to_owned()))?;
     let block = journal.load(module.block).map_err(|error| missing(error.to_string()))?;
     let solved = block.iter().find(|(_, report)| report.module == name);
     solved.map(|(matrix, _)| matrix.clone()).ok_or_else(|| missing("is not in the journal".to_owned()))
+}
+
+/// Refuses names that don't fit what they are for.
+fn check_names(request: &Request, plan: &ValidPlan) -> Result<(), QuantizeError> {
+    let refuse = |what: String| Err(QuantizeError::Option(what));
+    files::check_name(&request.out, &plan.options.formats)?;
+    if request.save_imatrix.is_some() && plan.options.calibration.is_empty() {
+        return refuse("--save-imatrix needs text to measure activations on: give --calibration FILE".to_owned());
+    }
+    Ok(())
+}
+
+/// The importance matrix at `path`, which must speak of every module in its width.
+fn read_importance(path: &Path, checkpoint: &Checkpoint, plan: &ValidPlan) -> Result<Importance, QuantizeError> {
+    let importance = imatrix::read(path, &checkpoint.config)?;
+    for module in plan.quantized() {
+        let what = match importance.get(&module.name) {
+            Some(values) if values.len() == module.inputs => continue,
+            Some(values) => format!("has {} columns in it, but {} in the model", values.len(), module.inputs),
+            None => "is not in it".to_owned(),
+        };
+        let what = format!("`{}` {what}; it is of another model, or leave the module out with --skip", module.name);
+        return Err(ModelError::malformed(path, what).into());
+    }
+    Ok(importance)
 }
 
 /// Whether there are tokens enough for the widths of the model, known before any work; the same width is spoken of once.

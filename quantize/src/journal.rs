@@ -4,17 +4,18 @@
 //! OUT.partial/plan.json           every setting that shapes the output, hashes of model and calibration
 //! OUT.partial/lock                held while a run works here
 //! OUT.partial/block-00007.solved  all of block 7: integers, scales, zero-points, group indices, reports
-//! OUT.partial/checkpoint/         what will become OUT
+//! OUT.partial/checkpoint/         what will become OUT; checkpoint.gguf where that is a file
 //! ```
 //!
 //! A block's file is a safetensors file (`<module>.codes` u8 `[outputs, inputs]`, `.scales` f16 and `.zeros` u8
-//! `[outputs, groups]`, `.group_index` u32 `[inputs]`) with the reports as JSON in its metadata. It is written under
-//! another name, flushed and renamed: it is there whole or not at all, whenever the process dies.
+//! `[outputs, groups]`, `.group_index` u32 `[inputs]`; of a block format only `.blocks` u8) with the reports as JSON in
+//! its metadata. It is written under another name, flushed and renamed: it is there whole or not at all, whenever the
+//! process dies.
 
-use crate::{LayerReport, QuantizeError};
+use crate::{LayerReport, Matrix, QuantizeError};
 use console::files::write_atomically;
 use half::f16;
-use kernels::QuantizedMatrix;
+use kernels::{QuantizedMatrix, kquant::BlockMatrix};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 use std::{
@@ -25,7 +26,7 @@ use std::{
 };
 
 /// A quantized module with its report.
-pub type Solved = (QuantizedMatrix, LayerReport);
+pub type Solved = (Matrix, LayerReport);
 
 /// How many differing settings an error names.
 const DIFFERENCES_NAMED: usize = 4;
@@ -72,11 +73,6 @@ impl Journal {
     /// Where it is.
     pub fn folder(&self) -> &Path {
         &self.folder
-    }
-
-    /// Where the checkpoint is put together.
-    pub fn checkpoint_folder(&self) -> PathBuf {
-        self.folder.join("checkpoint")
     }
 
     /// Whether block `index` is finished.
@@ -206,6 +202,13 @@ fn encode(block: &[Solved]) -> Result<Vec<u8>, String> {
     let mut stored: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
     for (matrix, report) in block {
         let name = |part: &str| format!("{}.{part}", report.module);
+        let matrix = match matrix {
+            Matrix::Grid(matrix) => matrix,
+            Matrix::Blocks(matrix) => {
+                stored.push((name("blocks"), Dtype::U8, vec![matrix.bytes.len()], matrix.bytes.clone()));
+                continue;
+            }
+        };
         let (outputs, inputs, groups) = (matrix.outputs, matrix.inputs, matrix.groups());
         let scales = matrix.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
         let group_index = matrix.group_index.iter().flat_map(|group| group.to_le_bytes()).collect();
@@ -232,7 +235,7 @@ fn decode(bytes: &[u8]) -> Result<Vec<Solved>, String> {
     reports.into_iter().map(|report| Ok((matrix_of(&report, &file)?, report))).collect()
 }
 
-fn matrix_of(report: &LayerReport, file: &SafeTensors<'_>) -> Result<QuantizedMatrix, String> {
+fn matrix_of(report: &LayerReport, file: &SafeTensors<'_>) -> Result<Matrix, String> {
     let (outputs, inputs) = (report.outputs, report.inputs);
     let groups = report.spec.groups(inputs);
     let part = |part: &str, dtype: Dtype, shape: &[usize]| {
@@ -243,9 +246,13 @@ fn matrix_of(report: &LayerReport, file: &SafeTensors<'_>) -> Result<QuantizedMa
         }
         Ok(tensor.data().to_vec())
     };
+    if let Some(kind) = report.blocks {
+        let bytes = part("blocks", Dtype::U8, &[outputs * kind.row_bytes(inputs)])?;
+        return Ok(BlockMatrix { outputs, inputs, kind, bytes }.into());
+    }
     let scales = part("scales", Dtype::F16, &[outputs, groups])?;
     let group_index = part("group_index", Dtype::U32, &[inputs])?;
-    Ok(QuantizedMatrix {
+    Ok(Matrix::Grid(QuantizedMatrix {
         outputs,
         inputs,
         spec: report.spec,
@@ -253,7 +260,7 @@ fn matrix_of(report: &LayerReport, file: &SafeTensors<'_>) -> Result<QuantizedMa
         scales: scales.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect(),
         zeros: part("zeros", Dtype::U8, &[outputs, groups])?,
         group_index: group_index.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect(),
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -291,14 +298,23 @@ mod tests {
             seconds: 0.25,
             ..LayerReport::unmeasured(&linear, &spec)
         };
-        (matrix, report)
+        (matrix.into(), report)
+    }
+
+    fn solved_in_blocks(name: &str) -> Solved {
+        let kind = kernels::kquant::BlockType::Q4_0;
+        let matrix = BlockMatrix { outputs: 2, inputs: 64, kind, bytes: (0..72).collect() };
+        let linear = Linear { name: name.to_owned(), inputs: 64, outputs: 2, weight: Vec::new(), bias: None };
+        let spec = crate::blocks::spec(kind, ActOrder::None);
+        let report = LayerReport { blocks: Some(kind), ..LayerReport::unmeasured(&linear, &spec) };
+        (matrix.into(), report)
     }
 
     #[test]
     fn a_block_comes_back_as_it_was_stored() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
-        let block = vec![solved("a", 3, 20), solved("b", 1, 1), solved("c", 2, 8)];
+        let block = vec![solved("a", 3, 20), solved("b", 1, 1), solved("c", 2, 8), solved_in_blocks("d")];
         let journal = Journal::open(&out, &json!({"bits": 4}), false).unwrap();
         assert!(!journal.has(2));
         journal.store(2, &block).unwrap();

@@ -5,18 +5,21 @@
 //! Options ─plan─▶ ValidPlan ─job─▶ blocks, one at a time ─gptq | rtn─▶ journal ─write, prove, card─▶ OUT
 //! ```
 //!
-//! [`gptq`] is the method, over [`order`] and [`hessian`]; [`visitor`] hangs it into the calibration driver; [`journal`]
+//! [`gptq`] is the method, over [`order`] and [`hessian`], and [`blocks`] the same on the grids of GGUF's block formats; [`visitor`] hangs it into the calibration driver; [`journal`]
 //! keeps what is finished; [`job`] is the whole run. Knows nothing of metrics: what a checkpoint is worth is measured
 //! on the checkpoint, by another program.
 
+pub mod blocks;
 pub mod card;
 pub mod convert;
 pub mod error;
 mod files;
+pub mod gguf;
 pub mod gptq;
 pub mod hessian;
 pub mod job;
 pub mod journal;
+pub mod matrix;
 pub mod measure;
 pub mod order;
 pub mod overrides;
@@ -34,6 +37,7 @@ pub use error::QuantizeError;
 pub use hessian::Hessian;
 pub use job::{Job, Request};
 pub use journal::Journal;
+pub use matrix::Matrix;
 pub use plan::{Method, Options, ValidPlan};
 pub use report::Outcome;
 pub use solver::{LayerReport, Solver};

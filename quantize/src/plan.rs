@@ -1,15 +1,15 @@
 //! From options to a plan: [`Options::check`] refuses what can't be done; nothing after it checks again.
 
 use crate::{
-    QuantizeError,
+    QuantizeError, blocks, gguf,
     overrides::{Override, group_size, pattern},
 };
 use calibration::{Inputs, Sequence, WindowOptions};
-use kernels::{ActOrder, QuantSpec, ScaleSearch};
+use kernels::{ActOrder, QuantSpec, ScaleSearch, kquant::BlockType};
 use model::{
     Config, Stage,
     config::LinearLayout,
-    format::{QuantizedModule, Target},
+    format::{QuantizedModule, Target, gguf::Mixture},
 };
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,9 @@ pub struct Options {
     pub calibration: Vec<String>,
     /// How the text is cut.
     pub windows: WindowOptions,
+    /// Importance matrix that weighs errors in block formats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imatrix: Option<String>,
 }
 
 /// A linear of the model and what becomes of it.
@@ -79,6 +82,8 @@ pub struct Module {
     pub inputs: usize,
     /// Its settings; `None` is left in full precision.
     pub spec: Option<QuantSpec>,
+    /// The block format it is solved in, where GGUF is the only format asked for.
+    pub blocks: Option<BlockType>,
 }
 
 /// A plan that can be carried out.
@@ -127,14 +132,53 @@ impl Options {
         }
         let mut modules = linears(config);
         modules.extend(self.lm_head.then(|| head(config)));
+        self.check_blocks()?;
         self.settle(&spec, &mut modules)?;
+        if let Some(mixture) = self.block_mixture() {
+            settle_blocks(mixture, self.act_order, config, &mut modules);
+        }
         if modules.iter().all(|module| module.spec.is_none()) {
             return Err(QuantizeError::Option("nothing is left to quantize: every linear is skipped".to_owned()));
         }
         let planned: Vec<QuantizedModule> = modules.iter().filter_map(Module::quantized).collect();
-        check_held(&planned, &self.formats)?;
-        let warnings = crate::warnings::of(&planned, &self.formats, config);
+        let mut warnings = crate::warnings::of(&planned, &self.formats, config);
+        match self.block_mixture() {
+            Some(mixture) => warnings.extend(gguf::shortfall(mixture, config, &modules)),
+            None => check_held(&planned, &self.formats)?,
+        }
         Ok(ValidPlan { options: self, spec, modules, warnings })
+    }
+
+    /// The mixture in whose own blocks everything is solved: where GGUF is the only format. Beside others it gets the
+    /// integers that they get.
+    pub fn block_mixture(&self) -> Option<Mixture> {
+        match self.formats[..] {
+            [Target::Gguf(mixture)] => Some(mixture),
+            _ => None,
+        }
+    }
+
+    /// Refuses settings that blocks can't follow, and importance where there are no blocks.
+    fn check_blocks(&self) -> Result<(), QuantizeError> {
+        let refuse = |what: &str| Err(QuantizeError::Option(what.to_owned()));
+        if self.block_mixture().is_none() {
+            return match self.imatrix {
+                Some(_) => refuse("--imatrix weighs errors in GGUF's blocks: give --format gguf:MIXTURE alone with it"),
+                None => Ok(()),
+            };
+        }
+        if !self.overrides.is_empty() {
+            return refuse(
+                "--override sets bits and group size, which a GGUF mixture sets itself: choose another mixture",
+            );
+        }
+        if self.method == Method::Gptq && self.act_order == ActOrder::Desc {
+            return refuse("--act-order desc needs a group index, which GGUF's blocks don't have: use static");
+        }
+        if self.method == Method::Gptq && self.imatrix.is_some() {
+            return refuse("--method gptq weighs errors by the Hessian: give --imatrix with --method rtn");
+        }
+        Ok(())
     }
 
     /// Gives each module its settings; an override or skip that speaks of no module is a typing mistake.
@@ -174,9 +218,22 @@ impl ValidPlan {
         self.modules.iter().map(|m| m.block + 1).max().unwrap_or(0)
     }
 
+    /// The block format of `module`, if it is solved in one.
+    pub fn blocks_of(&self, module: &str) -> Option<BlockType> {
+        self.modules.iter().find(|m| m.name == module).and_then(|m| m.blocks)
+    }
+
     /// The modules that are quantized.
     pub fn quantized(&self) -> impl Iterator<Item = &Module> {
         self.modules.iter().filter(|m| m.spec.is_some())
+    }
+}
+
+/// Gives each module that is to be quantized its block format; what no block fits stays float.
+fn settle_blocks(mixture: Mixture, act_order: ActOrder, config: &Config, modules: &mut [Module]) {
+    for module in modules.iter_mut().filter(|module| module.spec.is_some()) {
+        module.blocks = gguf::blocks_of(mixture, config, module);
+        module.spec = module.blocks.map(|kind| blocks::spec(kind, act_order));
     }
 }
 
@@ -216,6 +273,7 @@ fn linears(config: &Config) -> Vec<Module> {
         outputs: linear.outputs,
         inputs: linear.inputs,
         spec: None,
+        blocks: None,
     };
     places
         .flat_map(|(block, stage)| {
@@ -232,6 +290,7 @@ fn head(config: &Config) -> Module {
         outputs: config.vocabulary,
         inputs: config.hidden_size,
         spec: None,
+        blocks: None,
     }
 }
 
@@ -270,6 +329,7 @@ mod tests {
             shard_bytes: 1 << 32,
             calibration: vec!["text.txt".to_owned()],
             windows: WindowOptions { samples: 1, sequence_length: 8, seed: 0, packing: Packing::Concat, field: None },
+            imatrix: None,
         }
     }
 

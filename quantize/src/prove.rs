@@ -3,7 +3,7 @@
 //! error was measured. The errors in the report are therefore those of the file. Where a format holds float weights,
 //! they must be those weights rounded once to the stored type.
 
-use crate::{Journal, QuantizeError, plan::ValidPlan};
+use crate::{Journal, Matrix, QuantizeError, plan::ValidPlan};
 use kernels::QuantizedMatrix;
 use model::{
     Checkpoint,
@@ -46,15 +46,21 @@ pub fn prove(
     for block in 0..plan.blocks() {
         let solved = journal.load(block)?;
         solved.par_iter().try_for_each(|(matrix, report)| {
+            let matrix = match matrix {
+                Matrix::Grid(matrix) => matrix,
+                Matrix::Blocks(matrix) => {
+                    return same_weight(&report.module, format, &matrix.dequantize(), written.tensors.as_ref());
+                }
+            };
             if format.holds_integers() {
                 same_integers(&report.module, format, matrix, written.tensors.as_ref())
             } else {
-                let weight = format.rounded(matrix.dequantize(), &source.config_json);
+                let weight = format.weight(matrix, &source.config_json);
                 same_weight(&report.module, format, &weight, written.tensors.as_ref())
             }
         })?;
         proof.modules += solved.len();
-        proof.codes += solved.iter().map(|(matrix, _)| matrix.codes.len() as u64).sum::<u64>();
+        proof.codes += solved.iter().map(|(matrix, _)| matrix.codes()).sum::<u64>();
     }
     Ok(proof)
 }

@@ -140,7 +140,7 @@ impl Outcome {
             let used = module.factorization.as_ref();
             table.row([
                 short(&module.module).to_owned(),
-                module.spec.bits.to_string(),
+                module.blocks.map_or_else(|| module.spec.bits.to_string(), |kind| kind.name().to_owned()),
                 module.spec.group_size.map_or_else(|| "row".to_owned(), |size| size.to_string()),
                 scientific(module.error_round_to_nearest),
                 scientific(module.error),

@@ -1,7 +1,7 @@
 //! The seam between a method and everything around it: [`Solver`], one method, weight and statistics in, integers out.
 
 use crate::{Hessian, QuantizeError};
-use kernels::{QuantSpec, QuantizedMatrix, cholesky::Precision};
+use kernels::{QuantSpec, QuantizedMatrix, cholesky::Precision, kquant::BlockType};
 use model::Linear;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,9 @@ pub struct LayerReport {
     pub inputs: usize,
     /// Its settings.
     pub spec: QuantSpec,
+    /// The block format, where it was quantized into one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<BlockType>,
     /// Calibration tokens its inputs were measured on; 0 without calibration.
     pub tokens: usize,
     /// `‖ΔW X‖² / ‖W X‖²` of rounding to nearest, where there was calibration.
@@ -67,6 +70,7 @@ impl LayerReport {
             outputs: linear.outputs,
             inputs: linear.inputs,
             spec: *spec,
+            blocks: None,
             tokens: 0,
             error_round_to_nearest: None,
             error: None,

@@ -2,32 +2,50 @@
 
 use crate::{
     Hessian, Journal, QuantizeError, Solver,
+    blocks::BlockSolver,
     gptq::Gptq,
     journal::Solved,
-    plan::{HEAD, Method, ValidPlan},
+    plan::{HEAD, Method, Options, ValidPlan},
     rtn::RoundToNearest,
 };
 use calibration::{CalibrationError, LayerStatistics, Visitor, adequacy::check_statistics};
 use console::Progress;
-use model::{Block, Linear, Stage, decoder::Head};
+use model::{
+    Block, Linear, Stage,
+    decoder::Head,
+    format::gguf::imatrix::{Importance, Sums},
+};
+use std::collections::BTreeMap;
 
 /// Quantizes block after block into a journal.
 pub struct Quantizer<'a> {
     plan: &'a ValidPlan,
     journal: &'a Journal,
     solver: Box<dyn Solver>,
+    block_solver: BlockSolver,
+    importance: Option<&'a Importance>,
+    /// Sums of squared activations of every module that was captured.
+    pub sums: BTreeMap<String, Sums>,
     progress: &'a mut Progress,
     block: Vec<Solved>,
 }
 
 impl<'a> Quantizer<'a> {
-    /// For `plan`, into `journal`; every module is a step of `progress`.
-    pub fn new(plan: &'a ValidPlan, journal: &'a Journal, progress: &'a mut Progress) -> Self {
+    /// For `plan`, into `journal`; every module is a step of `progress`. `importance` weighs errors in block formats.
+    pub fn new(
+        plan: &'a ValidPlan,
+        journal: &'a Journal,
+        importance: Option<&'a Importance>,
+        progress: &'a mut Progress,
+    ) -> Self {
         let solver: Box<dyn Solver> = match plan.options.method {
             Method::Gptq => Box::new(Gptq { damping: plan.options.damping }),
             Method::Rtn => Box::new(RoundToNearest),
         };
-        Self { plan, journal, solver, progress, block: Vec::new() }
+        let Options { method, damping, act_order, .. } = plan.options;
+        let block_solver = BlockSolver { method, damping, act_order };
+        let (sums, block) = (BTreeMap::new(), Vec::new());
+        Self { plan, journal, solver, block_solver, importance, sums, progress, block }
     }
 
     /// Whether the head is to be quantized and no earlier run has done it.
@@ -40,7 +58,15 @@ impl<'a> Quantizer<'a> {
         let mut hessian = Hessian::new(statistics, &linears[0].name)?;
         for linear in linears {
             let Some(spec) = self.plan.spec_of(&linear.name) else { continue };
-            let (matrix, mut report) = self.solver.solve(linear, spec, &mut hessian)?;
+            self.sums.insert(linear.name.clone(), sums_of(statistics));
+            let (matrix, mut report): Solved = if let Some(kind) = self.plan.blocks_of(&linear.name) {
+                let importance = self.importance.and_then(|known| known.get(&linear.name)).map(Vec::as_slice);
+                let (matrix, report) = self.block_solver.solve(linear, kind, importance, &mut hessian)?;
+                (matrix.into(), report)
+            } else {
+                let (matrix, report) = self.solver.solve(linear, spec, &mut hessian)?;
+                (matrix.into(), report)
+            };
             report.near_dead_columns.clone_from(&adequacy.near_dead_columns);
             report.effective_rank = Some(adequacy.effective_rank);
             linear.weight = matrix.dequantize();
@@ -95,6 +121,12 @@ impl Visitor for Quantizer<'_> {
         let solved = std::mem::take(&mut self.block);
         Ok(self.journal.store(self.plan.blocks() - 1, &solved)?)
     }
+}
+
+/// What an importance matrix holds of an input.
+fn sums_of(statistics: &LayerStatistics) -> Sums {
+    let squares = statistics.sum_square.iter().map(|sum| *sum as f32).collect();
+    Sums { squares, count: statistics.tokens as f32 }
 }
 
 /// The head as a linear.

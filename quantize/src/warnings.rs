@@ -14,6 +14,7 @@ pub fn of(modules: &[QuantizedModule], formats: &[Target], config: &Config) -> V
 /// Those of one format, which is `named` where there are others.
 fn of_format(modules: &[QuantizedModule], format: Target, config: &Config, named: bool) -> Vec<String> {
     let prefix = if named { format!("{format}: ") } else { String::new() };
+    // GGUF files are not for these runtimes: there is no verdict and no warning.
     verdicts(modules, format, Some(config))
         .into_iter()
         .filter(|verdict| !matches!(verdict.runtime, Runtime::Marlin | Runtime::ExLlama))

@@ -133,7 +133,7 @@ fn kind<'a>(settings: &Fields<'a>) -> Result<&'a str, ModelError> {
 }
 
 /// `base^(-2j/d)` for the `pairs = d/2` pairs.
-fn plain(base: f64, pairs: usize) -> Vec<f32> {
+pub(crate) fn plain(base: f64, pairs: usize) -> Vec<f32> {
     let width = (2 * pairs) as f32;
     (0..pairs).map(|j| 1.0 / (base.powf(f64::from((2 * j) as f32 / width)) as f32)).collect()
 }

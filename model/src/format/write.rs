@@ -5,7 +5,7 @@
 //! orders depend on names and sizes alone, so the same contents give the same bytes.
 
 use super::{
-    QuantizedModule, Target,
+    QuantizedModule, Target, gguf,
     layout::{Layout, check_matrix},
     tensor_error,
 };
@@ -58,8 +58,12 @@ pub fn nothing_replaced(_: &str) -> Result<Option<Vec<f32>>, ModelError> {
 }
 
 /// Writes `contents` as `target` into the folder `out`: safetensors, index, `config.json` and what else belongs to the
-/// format, and the source's companion files.
+/// format, and the source's companion files. A GGUF target makes `out` a file that holds everything.
 pub fn write(out: &Path, target: Target, contents: &Contents<'_>) -> Result<(), ModelError> {
+    if let Target::Gguf(mixture) = target {
+        target.check(contents.modules)?;
+        return gguf::write_integers(out, mixture, contents);
+    }
     let layout = target.layout(&contents.source.config_json);
     fs::create_dir_all(out).map_err(ModelError::io(out))?;
     let modules = modules_by_name(contents, target)?;

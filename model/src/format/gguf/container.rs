@@ -10,8 +10,8 @@
 //! Own parser and not candle's: that one expands every array element to 32 bytes, mends invalid UTF-8 silently and lets
 //! a second entry of the same name win.
 
+use super::TensorType;
 use crate::ModelError;
-use candle_core::quantized::GgmlDType;
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
 /// More entries or tensors than this is a broken file, not a model.
@@ -57,7 +57,7 @@ pub(super) struct TensorInfo {
     /// Slowest axis first.
     pub(super) shape: Vec<usize>,
     /// Block type.
-    pub(super) kind: GgmlDType,
+    pub(super) kind: TensorType,
     /// Where its blocks lie in the file.
     pub(super) bytes: Range<usize>,
 }
@@ -67,6 +67,8 @@ pub(super) struct TensorInfo {
 pub(super) struct Container {
     /// All entries by key.
     pub(super) metadata: BTreeMap<String, Value>,
+    /// Where the type and value of each entry lie in the file, in file order.
+    pub(super) entries: Vec<(String, Range<usize>)>,
     /// The tensor table in file order.
     pub(super) tensors: Vec<TensorInfo>,
 }
@@ -84,9 +86,9 @@ impl Container {
         }
         let tensors = reader.count("tensors")?;
         let entries = reader.count("metadata entries")?;
-        let metadata = reader.metadata(entries)?;
+        let (metadata, entries) = reader.metadata(entries)?;
         let tensors = reader.tensor_table(tensors, alignment(path, &metadata)?)?;
-        Ok(Self { metadata, tensors })
+        Ok(Self { metadata, entries, tensors })
     }
 }
 
@@ -102,26 +104,6 @@ fn alignment(path: &Path, metadata: &BTreeMap<String, Value>) -> Result<usize, M
     }
 }
 
-/// The tensor types that are read, by their number in the file.
-fn tensor_type(number: u32) -> Option<GgmlDType> {
-    Some(match number {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        30 => GgmlDType::BF16,
-        _ => return None,
-    })
-}
-
 /// Names of the types that are known but not read, for the message.
 fn foreign_type(number: u32) -> String {
     let name = match number {
@@ -131,7 +113,6 @@ fn foreign_type(number: u32) -> String {
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
         23 => "IQ4_XS",
@@ -231,16 +212,22 @@ impl<'a> Reader<'a> {
             .map_err(|_| self.broken(format!("{what} at byte {start} is not UTF-8")))
     }
 
-    fn metadata(&mut self, entries: usize) -> Result<BTreeMap<String, Value>, ModelError> {
-        let mut metadata = BTreeMap::new();
+    #[allow(clippy::type_complexity, reason = "two fields of the container, made together")]
+    fn metadata(
+        &mut self,
+        entries: usize,
+    ) -> Result<(BTreeMap<String, Value>, Vec<(String, Range<usize>)>), ModelError> {
+        let (mut metadata, mut places) = (BTreeMap::new(), Vec::new());
         for _ in 0..entries {
             let key = self.text("a metadata key")?;
+            let start = self.at;
             let value = self.value(key)?;
+            places.push((key.to_owned(), start..self.at));
             if metadata.insert(key.to_owned(), value).is_some() {
                 return Err(self.broken(format!("the metadata key `{key}` occurs twice")));
             }
         }
-        Ok(metadata)
+        Ok((metadata, places))
     }
 
     fn value(&mut self, key: &str) -> Result<Value, ModelError> {
@@ -286,7 +273,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Name, shape, type and offset as the file has them.
-    fn tensor_row(&mut self) -> Result<(String, Vec<usize>, GgmlDType, u64), ModelError> {
+    fn tensor_row(&mut self) -> Result<(String, Vec<usize>, TensorType, u64), ModelError> {
         let name = self.text("a tensor name")?.to_owned();
         let dimensions = self.u32(&name)?;
         if !(1..=MOST_DIMENSIONS).contains(&dimensions) {
@@ -298,7 +285,7 @@ impl<'a> Reader<'a> {
         }
         shape.reverse();
         let number = self.u32(&name)?;
-        let kind = tensor_type(number).ok_or_else(|| ModelError::Unsupported {
+        let kind = TensorType::of_number(number).ok_or_else(|| ModelError::Unsupported {
             path: self.path.into(),
             what: format!("tensor type {} (of `{name}`)", foreign_type(number)),
         })?;
@@ -309,15 +296,16 @@ impl<'a> Reader<'a> {
     /// Checks that a tensor's blocks lie inside the file.
     fn place(
         &self,
-        (name, shape, kind, offset): (String, Vec<usize>, GgmlDType, u64),
+        (name, shape, kind, offset): (String, Vec<usize>, TensorType, u64),
         data: usize,
         alignment: usize,
     ) -> Result<TensorInfo, ModelError> {
         let row = shape[shape.len() - 1];
-        if shape.contains(&0) || row % kind.block_size() != 0 {
+        if shape.contains(&0) || row % kind.columns() != 0 {
             return Err(self.broken(format!(
-                "tensor `{name}` has the shape {shape:?}, which {kind:?} blocks of {} can't fill",
-                kind.block_size()
+                "tensor `{name}` has the shape {shape:?}, which {} blocks of {} can't fill",
+                kind.name(),
+                kind.columns()
             )));
         }
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -327,7 +315,7 @@ impl<'a> Reader<'a> {
         let range = shape
             .iter()
             .try_fold(1_usize, |product, extent| product.checked_mul(*extent))
-            .and_then(|elements| (elements / kind.block_size()).checked_mul(kind.type_size()))
+            .and_then(|elements| kind.bytes(elements))
             .and_then(|length| Some((data.checked_add(offset)?, length)))
             .and_then(|(start, length)| Some(start..start.checked_add(length)?))
             .filter(|range| range.end <= self.file.len());

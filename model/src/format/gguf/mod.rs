@@ -1,29 +1,42 @@
 //! GGUF files, seen under Hugging Face names and conventions.
 //!
-//! [`container`] parses the file, [`names`] translates tensors, [`config`] and [`tokenizer`] rebuild what a Hugging Face
-//! folder has beside the weights. Blocks are dequantized by candle's k-quants.
+//! Reading: [`container`] parses the file, [`names`] translates tensors, [`config`] and [`tokenizer`] rebuild what a
+//! Hugging Face folder has beside the weights. Writing is the way back: [`write()`] streams the file, [`describe`] and
+//! [`vocabulary`] make the metadata, [`mixture`] says which tensor gets which type. [`imatrix`] reads and writes
+//! importance matrices, [`exact`] makes blocks of integers that were
+//! solved for another format. Blocks are `kernels::kquant`.
 
 mod config;
 mod container;
+mod describe;
+pub(super) mod exact;
+mod front;
+pub mod imatrix;
 mod metadata;
+pub mod mixture;
 mod names;
 pub(crate) mod pre_tokenizer;
 mod rope;
 mod tokenizer;
+mod types;
+mod vocabulary;
+mod write;
+
+pub use mixture::Mixture;
+pub use types::{FloatType, TensorType};
+pub use write::{Contents, write, write_integers};
 
 use crate::{
     ModelError,
     format::{StoredType, TensorSource},
     inspect::StoredTensor,
 };
-use candle_core::{CpuStorage, quantized::GgmlDType};
 use container::{Container, TensorInfo};
 use memmap2::Mmap;
 use metadata::Metadata;
 use names::Change;
 use rayon::prelude::*;
 use std::{
-    borrow::Cow,
     collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
@@ -87,24 +100,14 @@ impl Tensor {
             Change::Unpermute { head_width } => names::permuted_row(row, head_width),
             _ => row,
         };
-        let length = out.len() / self.info.kind.block_size() * self.info.kind.type_size();
+        let length = self.info.kind.bytes(out.len()).unwrap_or(0);
         let start = self.info.bytes.start + stored * length;
-        dequantize(self.info.kind, &file[start..start + length], out);
+        self.info.kind.decode(&file[start..start + length], out);
         if self.change == Change::MinusOne {
             for x in out {
                 *x -= 1.0;
             }
         }
-    }
-}
-
-/// Dequantizes whole blocks. Their start is aligned: the map begins on a page, tensors at multiples of 8, and every
-/// block type but the floats, whose rows are multiples of themselves, is an even number of bytes in units of 2.
-fn dequantize(kind: GgmlDType, blocks: &[u8], out: &mut [f32]) {
-    if let Ok(CpuStorage::F32(numbers)) = kind.from_data(Cow::Borrowed(blocks)).dequantize(out.len()) {
-        out.copy_from_slice(&numbers);
-    } else {
-        unreachable!("dequantizing on the CPU always gives f32");
     }
 }
 
@@ -194,7 +197,7 @@ impl GgufFile {
 pub(crate) fn list(path: &Path) -> Result<Vec<StoredTensor>, ModelError> {
     let describe = |info: TensorInfo| StoredTensor {
         name: info.name,
-        stored_type: format!("{:?}", info.kind),
+        stored_type: info.kind.name().to_owned(),
         shape: info.shape,
         bytes: info.bytes.len() as u64,
     };
@@ -223,10 +226,10 @@ impl TensorSource for GgufFile {
 
     fn stored_type(&self, name: &str) -> Result<StoredType, ModelError> {
         Ok(match self.tensor(name)?.info.kind {
-            GgmlDType::F32 => StoredType::F32,
-            GgmlDType::F16 => StoredType::F16,
-            GgmlDType::BF16 => StoredType::BF16,
-            _ => StoredType::Quantized,
+            TensorType::Float(FloatType::F32) => StoredType::F32,
+            TensorType::Float(FloatType::F16) => StoredType::F16,
+            TensorType::Float(FloatType::BF16) => StoredType::BF16,
+            TensorType::Block(_) => StoredType::Quantized,
         })
     }
 

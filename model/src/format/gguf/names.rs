@@ -42,6 +42,24 @@ pub(super) fn permuted_row(row: usize, head_width: usize) -> usize {
     head * head_width + 2 * j + t
 }
 
+/// Which row of a Hugging Face tensor lies at `row` of a file whose heads are `head_width` wide.
+pub(super) fn unpermuted_row(row: usize, head_width: usize) -> usize {
+    let (head, inside) = (row / head_width, row % head_width);
+    head * head_width + inside % 2 * (head_width / 2) + inside / 2
+}
+
+/// The name in a file of the tensor with the Hugging Face name `name`; the way back of [`hugging_face_name`].
+pub(super) fn gguf_name(architecture: Architecture, name: &str) -> Option<String> {
+    let Some(rest) = name.strip_prefix("model.layers.") else {
+        let outer = ["token_embd.weight", "output_norm.weight", "output.weight"];
+        return outer.into_iter().find(|outer| outer_name(outer) == Some(name)).map(str::to_owned);
+    };
+    let (index, rest) = rest.split_once('.')?;
+    let (module, field) = rest.rsplit_once('.')?;
+    let part = PARTS.into_iter().find(|part| module_name(architecture, part) == Some(module))?;
+    Some(format!("blk.{index}.{part}.{field}"))
+}
+
 /// The Hugging Face name of tensor `name`; `None` for tensors that carry settings of the rotary embedding.
 pub(super) fn hugging_face_name(
     path: &Path,
@@ -84,6 +102,24 @@ fn block_name(architecture: Architecture, layers: u64, rest: &str) -> Option<Str
     let norm = module.ends_with("norm");
     (field == "weight" || (field == "bias" && !norm)).then(|| format!("model.layers.{index}.{module}.{field}"))
 }
+
+/// Every part that [`module_name`] knows for some architecture.
+const PARTS: [&str; 14] = [
+    "attn_norm",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_qkv",
+    "attn_output",
+    "attn_q_norm",
+    "attn_k_norm",
+    "ffn_norm",
+    "post_attention_norm",
+    "post_ffw_norm",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+];
 
 fn module_name(architecture: Architecture, part: &str) -> Option<&'static str> {
     let gemma = architecture == Architecture::Gemma3;
@@ -139,6 +175,23 @@ mod tests {
             .unwrap();
         let read: Vec<u32> = (0..rows).map(|row| stored[permuted_row(row, width)]).collect();
         assert_eq!(read, (0..rows as u32).collect::<Vec<_>>());
+        assert!((0..rows).all(|row| unpermuted_row(permuted_row(row, width), width) == row));
+    }
+
+    #[test]
+    fn names_go_both_ways() {
+        let path = Path::new("f");
+        for architecture in Architecture::ALL {
+            for part in PARTS {
+                for name in [format!("blk.1.{part}.weight"), format!("blk.0.{part}.bias"), "output.weight".to_owned()] {
+                    if let Ok(Some(known)) = hugging_face_name(path, architecture, 2, &name) {
+                        assert_eq!(gguf_name(architecture, &known), Some(name), "{architecture:?}");
+                    }
+                }
+            }
+            assert_eq!(gguf_name(architecture, "model.layers.0.mlp.router.weight"), None);
+            assert_eq!(gguf_name(architecture, "model.other.weight"), None);
+        }
     }
 
     #[test]

@@ -1,0 +1,65 @@
+//! Blocks of 32 weights with one step.
+//!
+//! ```text
+//! Q4_0, IQ4_NL   f16 d, 16 bytes of nibbles                    weight i: byte i % 16, low nibble below 16, else high
+//! Q4_1           f16 d, f16 -m, 16 bytes of nibbles
+//! Q5_0           f16 d, u32 of fifth bits (bit i), nibbles
+//! Q5_1           f16 d, f16 -m, u32 of fifth bits, nibbles
+//! Q8_0           f16 d, 32 bytes of code - 128 in two's complement
+//! ```
+
+use super::{BlockGrid, BlockType};
+use half::f16;
+
+/// Whether the format stores a minimum, and whether it has fifth bits.
+fn parts(kind: BlockType) -> (bool, bool) {
+    let minimum = matches!(kind, BlockType::Q4_1 | BlockType::Q5_1);
+    (minimum, matches!(kind, BlockType::Q5_0 | BlockType::Q5_1))
+}
+
+pub(super) fn pack(kind: BlockType, grid: &BlockGrid, codes: &[u8], block: &mut [u8]) {
+    let (minimum, fifth) = parts(kind);
+    block[..2].copy_from_slice(&grid.d.to_le_bytes());
+    if kind == BlockType::Q8_0 {
+        for (byte, code) in block[2..].iter_mut().zip(codes) {
+            *byte = code ^ 128; // code - 128 in two's complement
+        }
+        return;
+    }
+    let mut at = 2;
+    if minimum {
+        block[2..4].copy_from_slice(&(-grid.m).to_le_bytes());
+        at = 4;
+    }
+    if fifth {
+        let bits = codes.iter().enumerate().fold(0u32, |bits, (i, code)| bits | u32::from(code >> 4 & 1) << i);
+        block[at..at + 4].copy_from_slice(&bits.to_le_bytes());
+        at += 4;
+    }
+    for (i, byte) in block[at..].iter_mut().enumerate() {
+        *byte = codes[i] & 15 | codes[i + 16] << 4;
+    }
+}
+
+pub(super) fn unpack(kind: BlockType, block: &[u8], codes: &mut [u8]) -> BlockGrid {
+    let (minimum, fifth) = parts(kind);
+    let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
+    let grid = BlockGrid::single(half(0), if minimum { -half(2) } else { f16::ZERO });
+    if kind == BlockType::Q8_0 {
+        for (code, byte) in codes.iter_mut().zip(&block[2..]) {
+            *code = byte ^ 128;
+        }
+        return grid;
+    }
+    let nibbles = if minimum { 4 } else { 2 } + if fifth { 4 } else { 0 };
+    for (i, byte) in block[nibbles..].iter().enumerate() {
+        (codes[i], codes[i + 16]) = (byte & 15, byte >> 4);
+    }
+    if fifth {
+        let bits = &block[nibbles - 4..nibbles];
+        for (i, code) in codes.iter_mut().enumerate() {
+            *code |= (bits[i / 8] >> (i % 8) & 1) << 4;
+        }
+    }
+    grid
+}
