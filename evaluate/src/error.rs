@@ -78,6 +78,18 @@ pub enum EvaluateError {
         /// NaN or infinite.
         value: f32,
     },
+    /// Distributions over different vocabularies.
+    #[error(
+        "{model} has {} entries in its vocabulary and {baseline} {}: no divergence is defined between them", sizes[0], sizes[1]
+    )]
+    Vocabularies {
+        /// The model.
+        model: String,
+        /// The baseline.
+        baseline: String,
+        /// The model's size and the baseline's.
+        sizes: [usize; 2],
+    },
     /// A result file that can't serve as the baseline.
     #[error("{file} can't be the baseline: {what}")]
     StoredBaseline {

@@ -11,6 +11,7 @@
 pub mod bands;
 pub mod baseline;
 pub mod compare;
+pub mod divergence;
 pub mod error;
 pub mod perplexity;
 pub mod protocol;

@@ -3,9 +3,10 @@
 use crate::{
     Measurement, Prepared, Resolved,
     compare::Comparison,
+    divergence::DivergenceReport,
     protocol::{Beginning, Reduction, Scored, TextHandling},
     source::{Source, SourceFile},
-    statistics::{Block, DRAWS},
+    statistics::{Block, DRAWS, Estimate},
 };
 use model::checkpoint::SourceFile as ModelFile;
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,19 @@ pub struct TextReport {
     /// One against the other.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,
+    /// The distance of their distributions, if it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<DivergenceReport>,
+}
+
+/// What a baseline adds to a text's figures.
+pub struct Against {
+    /// The baseline's figures.
+    pub baseline: Measurement,
+    /// One against the other.
+    pub comparison: Comparison,
+    /// The distance of their distributions, if it was asked for.
+    pub divergence: Option<DivergenceReport>,
 }
 
 impl TextReport {
@@ -99,9 +113,12 @@ impl TextReport {
         source: &Source,
         prepared: &Prepared,
         (measurement, blocks): (Measurement, Vec<Block>),
-        baseline: Option<(Measurement, Comparison)>,
+        against: Option<Against>,
     ) -> Self {
-        let (baseline, comparison) = baseline.unzip();
+        let (baseline, comparison, divergence) = match against {
+            Some(against) => (Some(against.baseline), Some(against.comparison), against.divergence),
+            None => (None, None, None),
+        };
         Self {
             text: source.reference.clone(),
             files: source.files.clone(),
@@ -114,6 +131,7 @@ impl TextReport {
             blocks,
             baseline,
             comparison,
+            divergence,
         }
     }
 }
@@ -183,6 +201,11 @@ impl std::fmt::Display for Report {
         if self.baseline_model.is_some() {
             writeln!(f, "{}", comparisons(self))?;
         }
+        if self.texts.iter().any(|text| text.divergence.is_some()) {
+            writeln!(f, "KL(baseline || model) per token, in nats")?;
+            writeln!(f, "{}", divergences(self))?;
+            writeln!(f, "{}", agreements(self))?;
+        }
         for text in &self.texts {
             if let Some(verdict) = text.comparison.as_ref().and_then(|comparison| comparison.verdict) {
                 writeln!(f, "{}: {verdict}", short(&text.text))?;
@@ -242,6 +265,49 @@ fn comparisons(report: &Report) -> console::Table {
                 optional(comparison.log_ratio_standard_error, 5),
                 interval(comparison.log_ratio_interval_95, 5),
             ]);
+        }
+    }
+    table
+}
+
+fn divergences(report: &Report) -> console::Table {
+    let mut table =
+        console::Table::new(["text", "mean KL", "±", "95 %", "median", "90 %", "95 %", "99 %", "99.9 %", "maximum"]);
+    for text in &report.texts {
+        if let Some(figures) = &text.divergence {
+            let kl = &figures.kl_mean;
+            let mut row = vec![
+                short(&text.text).to_owned(),
+                format!("{:.6}", kl.value),
+                optional(kl.standard_error, 6),
+                interval(kl.interval_95, 6),
+            ];
+            let quantiles =
+                [figures.kl_median, figures.kl_90, figures.kl_95, figures.kl_99, figures.kl_99_9, figures.kl_max];
+            row.extend(quantiles.map(|value| format!("{value:.5}")));
+            table.row(row);
+        }
+    }
+    table
+}
+
+fn agreements(report: &Report) -> console::Table {
+    let mut table =
+        console::Table::new(["text", "same top token", "95 %", "RMS Δp", "95 %", "mean Δp", "95 %", "correlation", "95 %"]);
+    for text in &report.texts {
+        if let Some(figures) = &text.divergence {
+            let percent = |estimate: Estimate, sign: bool| {
+                let value = 100.0 * estimate.value;
+                let value = if sign { format!("{value:+.3} %") } else { format!("{value:.3} %") };
+                [value, interval(estimate.interval_95.map(|ends| ends.map(|end| 100.0 * end)), 3)]
+            };
+            let correlation = match figures.correlation {
+                Some(correlation) => [format!("{:.5}", correlation.value), interval(correlation.interval_95, 5)],
+                None => ["n/a".to_owned(), "n/a".to_owned()],
+            };
+            let name = [short(&text.text).to_owned()].into_iter();
+            let row = name.chain(percent(figures.same_top, false)).chain(percent(figures.rms_delta_p, false));
+            table.row(row.chain(percent(figures.mean_delta_p, true)).chain(correlation));
         }
     }
     table

@@ -9,8 +9,9 @@ use evaluate::{
     bands::Band,
     baseline::Baseline,
     compare::compare,
+    divergence::{self, DivergenceReport},
     protocol::{PROTOCOLS, Reduction},
-    report::{ModelReport, Report, TextReport},
+    report::{Against, ModelReport, Report, TextReport},
     score::{self, score},
     source::Source,
     statistics::Block,
@@ -67,6 +68,9 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
     };
     let checkpoint = Checkpoint::open(&measure.model)?;
     let baseline = measure.baseline.as_deref().map(Baseline::open).transpose()?;
+    if let (Some(Baseline::Stored(_)), true) = (&baseline, measure.divergence) {
+        anyhow::bail!("`--divergence` needs the baseline model itself: a result file holds no distributions");
+    }
     let longest = baseline.iter().fold(checkpoint.config.max_positions, |n, base| n.min(base.longest()));
     let resolved = measure.changes().resolve(measure.protocol, longest)?;
     let texts = prepare(measure, resolved, &checkpoint, baseline.as_ref())?;
@@ -76,20 +80,13 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
     let band = band.filter(|_| resolved.protocol.reduction != Reduction::Words);
     let mut reports = Vec::with_capacity(texts.len());
     for Text { source, prepared } in &texts {
-        let (measurement, blocks) = measured(measure, &checkpoint, prepared)?;
-        let against = match &baseline {
-            Some(baseline) => {
-                let (measurement, base_blocks) = match baseline {
-                    Baseline::Model(baseline) => measured(measure, baseline, prepared)?,
-                    Baseline::Stored(stored) => {
-                        stored.find(prepared).map(|(measurement, blocks)| (measurement, blocks.to_vec()))?
-                    }
-                };
-                Some((measurement, compare(prepared, &blocks, &base_blocks, measure.seed, band)))
-            }
-            None => None,
-        };
-        reports.push(TextReport::new(source, prepared, (measurement, blocks), against));
+        let (ours, theirs, divergence) = figures(measure, &checkpoint, baseline.as_ref(), prepared)?;
+        let against = theirs.map(|(measurement, blocks)| Against {
+            baseline: measurement,
+            comparison: compare(prepared, &ours.1, &blocks, measure.seed, band),
+            divergence,
+        });
+        reports.push(TextReport::new(source, prepared, ours, against));
     }
 
     let models =
@@ -98,6 +95,54 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
     deliver(measure, output, &report)?;
     let exceeded = measure.limit_ratio.is_some_and(|limit| report.worst_ratio().is_some_and(|ratio| ratio > limit));
     Ok(if exceeded { Exit::OutsideBound } else { Exit::Done })
+}
+
+/// A measurement with the blocks it is made of.
+type Figures = (Measurement, Vec<Block>);
+
+/// The model's figures on one text, the baseline's, and how far they diverge.
+fn figures(
+    measure: &Measure,
+    checkpoint: &Checkpoint,
+    baseline: Option<&Baseline>,
+    prepared: &Prepared,
+) -> anyhow::Result<(Figures, Option<Figures>, Option<DivergenceReport>)> {
+    if let (Some(Baseline::Model(baseline)), true) = (baseline, measure.divergence) {
+        return diverged(measure, checkpoint, baseline, prepared);
+    }
+    let ours = measured(measure, checkpoint, prepared)?;
+    let theirs = match baseline {
+        Some(Baseline::Model(baseline)) => Some(measured(measure, baseline, prepared)?),
+        Some(Baseline::Stored(stored)) => {
+            Some(stored.find(prepared).map(|(measurement, blocks)| (measurement, blocks.to_vec()))?)
+        }
+        None => None,
+    };
+    Ok((ours, theirs, None))
+}
+
+/// Both models side by side.
+fn diverged(
+    measure: &Measure,
+    checkpoint: &Checkpoint,
+    baseline: &Checkpoint,
+    prepared: &Prepared,
+) -> anyhow::Result<(Figures, Option<Figures>, Option<DivergenceReport>)> {
+    let title = format!("{} beside {} on {}", checkpoint.reference, baseline.reference, prepared.reference);
+    let windows = &prepared.windows;
+    let mut progress = Progress::new(&title, divergence::steps(baseline, checkpoint, windows, measure.memory()), 0);
+    let joint = divergence::run(baseline, checkpoint, windows, measure.memory(), &mut |step| {
+        progress.step(&place(step, windows.len()));
+    })?;
+    progress.finish();
+    let figures = |scores: &[Vec<f32>], seconds| {
+        (prepared.measure(scores, measure.seed, seconds), prepared.blocks(scores))
+    };
+    Ok((
+        figures(&joint.model_scores(), joint.model_seconds),
+        Some(figures(&joint.baseline_scores(), joint.baseline_seconds)),
+        Some(DivergenceReport::new(prepared, &joint.targets, measure.seed)),
+    ))
 }
 
 /// Cuts every text, and for the baseline too, before anything is scored, so that what is wrong shows at once.
@@ -139,18 +184,21 @@ fn measured(
     measure: &Measure,
     checkpoint: &Checkpoint,
     prepared: &Prepared,
-) -> anyhow::Result<(Measurement, Vec<Block>)> {
+) -> anyhow::Result<Figures> {
     let title = format!("{} on {}", checkpoint.reference, prepared.reference);
     let mut progress = Progress::new(&title, score::steps(checkpoint, &prepared.windows, measure.memory()), 0);
     let started = Instant::now();
     let scores = score(checkpoint, &prepared.windows, measure.memory(), &mut |step| {
-        let place =
-            if step.layer > step.layers { "head".to_owned() } else { format!("layer {}/{}", step.layer, step.layers) };
-        progress.step(&format!("{place}, windows {}–{} of {}", step.first + 1, step.end, prepared.windows.len()));
+        progress.step(&place(step, prepared.windows.len()));
     })?;
     let seconds = started.elapsed().as_secs_f64();
     progress.finish();
     Ok((prepared.measure(&scores, measure.seed, seconds), prepared.blocks(&scores)))
+}
+
+fn place(step: score::Step, windows: usize) -> String {
+    let layer = if step.layer > step.layers { "head".to_owned() } else { format!("layer {}/{}", step.layer, step.layers) };
+    format!("{layer}, windows {}–{} of {windows}", step.first + 1, step.end)
 }
 
 /// Files are hashed only where the hashes are shown.
