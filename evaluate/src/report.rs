@@ -7,6 +7,7 @@ use crate::{
     protocol::{Beginning, Reduction, Scored, TextHandling},
     source::{Source, SourceFile},
     statistics::{Block, DRAWS, Estimate},
+    task_report::{self, TaskReport},
 };
 use model::checkpoint::SourceFile as ModelFile;
 use serde::{Deserialize, Serialize};
@@ -136,18 +137,17 @@ impl TextReport {
     }
 }
 
-/// A whole run. As JSON its top level holds the first text's figures, and `texts` those of every text.
+/// A whole run. As JSON its top level holds the first text's figures, `texts` those of every text, and `tasks` those of every
+/// task.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct Results {
     /// This tool and its version.
     pub tool: String,
     /// The model.
     pub model: ModelReport,
     /// The model it is measured against.
     pub baseline_model: Option<ModelReport>,
-    /// The protocol.
-    pub protocol: ProtocolReport,
-    /// Seed of the bootstrap.
+    /// Seed of the bootstrap and of the draw of items.
     pub seed: u64,
     /// Draws of the bootstrap.
     pub draws: usize,
@@ -155,6 +155,19 @@ pub struct Report {
     pub threads: usize,
     /// The most memory this process held, in bytes.
     pub peak_memory: Option<u64>,
+    /// Perplexities, if there are texts.
+    #[serde(flatten)]
+    pub perplexity: Option<Report>,
+    /// Every task.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskReport>,
+}
+
+/// The perplexities of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The protocol.
+    pub protocol: ProtocolReport,
     /// The first text.
     #[serde(flatten)]
     pub first: TextReport,
@@ -162,32 +175,51 @@ pub struct Report {
     pub texts: Vec<TextReport>,
 }
 
-impl Report {
-    /// Puts a report together; `texts` is not empty.
+impl Results {
+    /// Puts the results together.
     pub fn new(
         models: (ModelReport, Option<ModelReport>),
         resolved: Resolved,
         seed: u64,
         threads: usize,
         texts: Vec<TextReport>,
+        tasks: Vec<TaskReport>,
     ) -> Self {
+        let perplexity = texts.first().cloned().map(|first| Report {
+            protocol: resolved.into(),
+            first: TextReport { blocks: Vec::new(), ..first },
+            texts,
+        });
         Self {
             tool: concat!("caliper evaluate ", env!("CARGO_PKG_VERSION")).to_owned(),
             model: models.0,
             baseline_model: models.1,
-            protocol: resolved.into(),
             seed,
             draws: DRAWS,
             threads,
             peak_memory: console::machine::peak_memory(),
-            first: TextReport { blocks: Vec::new(), ..texts[0].clone() },
-            texts,
+            perplexity,
+            tasks,
         }
     }
 
     /// The largest ratio to the baseline, if there is one.
     pub fn worst_ratio(&self) -> Option<f64> {
-        self.texts.iter().filter_map(|text| Some(text.comparison.as_ref()?.ratio)).reduce(f64::max)
+        let texts = self.perplexity.iter().flat_map(|report| &report.texts);
+        texts.filter_map(|text| Some(text.comparison.as_ref()?.ratio)).reduce(f64::max)
+    }
+}
+
+/// The tables for people.
+impl std::fmt::Display for Results {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(perplexity) = &self.perplexity {
+            write!(f, "{perplexity}")?;
+        }
+        if !self.tasks.is_empty() {
+            write!(f, "{}", task_report::tables(&self.tasks))?;
+        }
+        Ok(())
     }
 }
 
@@ -198,7 +230,7 @@ impl std::fmt::Display for Report {
         let value = if words { "word perplexity" } else { "perplexity" };
         writeln!(f, "{}", self.protocol.title)?;
         writeln!(f, "{}", measurements(self, value))?;
-        if self.baseline_model.is_some() {
+        if self.texts.iter().any(|text| text.comparison.is_some()) {
             writeln!(f, "{}", comparisons(self))?;
         }
         if self.texts.iter().any(|text| text.divergence.is_some()) {
@@ -318,10 +350,10 @@ fn short(reference: &str) -> &str {
     reference.trim_end_matches('/').rsplit('/').next().unwrap_or(reference)
 }
 
-fn optional(value: Option<f64>, digits: usize) -> String {
+pub(crate) fn optional(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "n/a".to_owned(), |value| format!("{value:.digits$}"))
 }
 
-fn interval(ends: Option<[f64; 2]>, digits: usize) -> String {
+pub(crate) fn interval(ends: Option<[f64; 2]>, digits: usize) -> String {
     ends.map_or_else(|| "n/a".to_owned(), |[low, high]| format!("{low:.digits$} … {high:.digits$}"))
 }

@@ -1,6 +1,9 @@
 //! What `evaluate` does, from arguments to exit code.
 
-use crate::cli::{Arguments, Command, Measure};
+use crate::{
+    cli::{Arguments, Command, Measure},
+    tasks,
+};
 use anyhow::Context as _;
 use clap::CommandFactory as _;
 use console::{Exit, Progress, files::Output};
@@ -11,13 +14,13 @@ use evaluate::{
     compare::compare,
     divergence::{self, DivergenceReport},
     protocol::{PROTOCOLS, Reduction},
-    report::{Against, ModelReport, Report, TextReport},
+    report::{Against, ModelReport, Results, TextReport},
     score::{self, score},
     source::Source,
     statistics::Block,
 };
 use model::Checkpoint;
-use std::{io::Write as _, time::Instant};
+use std::{io::Write as _, path::PathBuf, time::Instant};
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
@@ -26,12 +29,19 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             print(&protocols())?;
             Ok(Exit::Done)
         }
+        (Some(Command::Tasks { data }), _) => tasks::list(&or_default(data)),
+        (Some(Command::Show(mut show)), _) => {
+            show.data = or_default(show.data);
+            tasks::show(&show)
+        }
+        (Some(Command::Compare(compare)), _) => tasks::compare(&compare),
         (Some(Command::Generate { kind }), _) => {
             console::generated::write(kind, Arguments::command(), &mut std::io::stdout())?;
             Ok(Exit::Done)
         }
-        (None, Some(measure)) => {
+        (None, Some(mut measure)) => {
             measure.check();
+            measure.data = or_default(measure.data);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(measure.threads.unwrap_or(0)).build()?;
             pool.install(|| evaluate(&measure, pool.current_num_threads()))
         }
@@ -39,14 +49,19 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     }
 }
 
+/// The data folders given, or where data lies otherwise.
+fn or_default(data: Vec<PathBuf>) -> Vec<PathBuf> {
+    if data.is_empty() { vec![tasks::default_data()] } else { data }
+}
+
 /// A result, to stdout.
-fn print(text: &str) -> anyhow::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{}", text.trim_end()).context("writing the result to stdout")
 }
 
 /// What is going on, to stderr.
 #[allow(clippy::print_stderr)]
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     eprintln!("{text}");
 }
 
@@ -71,10 +86,20 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
     if let (Some(Baseline::Stored(_)), true) = (&baseline, measure.divergence) {
         anyhow::bail!("`--divergence` needs the baseline model itself: a result file holds no distributions");
     }
+    let beside = match &baseline {
+        Some(Baseline::Model(baseline)) => Some(baseline.as_ref()),
+        Some(Baseline::Stored(_)) if !measure.tasks.is_empty() => {
+            anyhow::bail!("`--tasks` needs the baseline model itself: a result file holds no answers; records of earlier \
+                runs are compared by `evaluate compare`")
+        }
+        _ => None,
+    };
     let longest = baseline.iter().fold(checkpoint.config.max_positions, |n, base| n.min(base.longest()));
     let resolved = measure.changes().resolve(measure.protocol, longest)?;
     let texts = prepare(measure, resolved, &checkpoint, baseline.as_ref())?;
+    let prepared = tasks::prepare(measure, &checkpoint, beside)?;
     announce(measure, threads, resolved, &texts);
+    tasks::announce(&prepared);
 
     let band = baseline.as_ref().and_then(|_| Band::of_checkpoint(&checkpoint));
     let band = band.filter(|_| resolved.protocol.reduction != Reduction::Words);
@@ -88,12 +113,13 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
         });
         reports.push(TextReport::new(source, prepared, ours, against));
     }
+    let tasks = tasks::run(measure, &checkpoint, beside, prepared)?;
 
     let models =
         (describe(measure, &checkpoint)?, baseline.map(|baseline| describe_baseline(measure, baseline)).transpose()?);
-    let report = Report::new(models, resolved, measure.seed, threads, reports);
-    deliver(measure, output, &report)?;
-    let exceeded = measure.limit_ratio.is_some_and(|limit| report.worst_ratio().is_some_and(|ratio| ratio > limit));
+    let results = Results::new(models, resolved, measure.seed, threads, reports, tasks);
+    deliver(measure, output, &results)?;
+    let exceeded = measure.limit_ratio.is_some_and(|limit| results.worst_ratio().is_some_and(|ratio| ratio > limit));
     Ok(if exceeded { Exit::OutsideBound } else { Exit::Done })
 }
 
@@ -169,8 +195,10 @@ fn announce(measure: &Measure, threads: usize, resolved: Resolved, texts: &[Text
     if let Some(baseline) = &measure.baseline {
         say(&format!("baseline   {baseline}"));
     }
-    say(&format!("protocol   {}", resolved.title()));
-    say(&format!("           {}", resolved.protocol.formula));
+    if !texts.is_empty() {
+        say(&format!("protocol   {}", resolved.title()));
+        say(&format!("           {}", resolved.protocol.formula));
+    }
     for Text { prepared, .. } in texts {
         let (tokens, windows, scored) = (prepared.tokens, prepared.windows.len(), prepared.tokens_scored());
         say(&format!("text       {}: {tokens} tokens, {windows} windows, {scored} scored", prepared.reference));
@@ -214,7 +242,7 @@ fn describe_baseline(measure: &Measure, baseline: Baseline) -> anyhow::Result<Mo
     }
 }
 
-fn deliver(measure: &Measure, output: Option<Output>, report: &Report) -> anyhow::Result<()> {
+fn deliver(measure: &Measure, output: Option<Output>, report: &Results) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(report)?;
     match (output, &measure.json) {
         (Some(output), _) => {
