@@ -10,4 +10,5 @@ mod goldens;
 mod interop;
 mod perplexity;
 mod real_models;
+mod tasks;
 mod tokenizers;

@@ -1,6 +1,6 @@
 //! The command line of `evaluate`, which is also its documentation.
 
-use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser as _, error::ErrorKind};
 use console::generated::Kind;
 use evaluate::{
     Protocol,
@@ -292,7 +292,10 @@ impl Measure {
 
     /// The texts, with the default of the demo model.
     pub(crate) fn texts(&self) -> Vec<String> {
-        if self.perplexity.is_empty() && self.tasks.is_empty() && (self.model == "demo" || self.baseline.as_deref() == Some("demo")) {
+        if self.perplexity.is_empty()
+            && self.tasks.is_empty()
+            && (self.model == "demo" || self.baseline.as_deref() == Some("demo"))
+        {
             return vec!["demo:prose-heldout".to_owned(), "demo:code-heldout".to_owned()];
         }
         self.perplexity.clone()

@@ -254,9 +254,8 @@ mod tests {
         close(report.rms_delta_p.value, ((0.01 + 0.04 + 0.04) / 4.0_f64).sqrt());
         let (a, b) = ([0.5, 0.2, 0.9, 0.25_f64].map(f64::ln), [0.4, 0.4, 0.9, 0.05_f64].map(f64::ln));
         let mean = |x: [f64; 4]| x.iter().sum::<f64>() / 4.0;
-        let covariance = |x: [f64; 4], y: [f64; 4]| {
-            x.iter().zip(y).map(|(x_i, y_i)| (x_i - mean(x)) * (y_i - mean(y))).sum::<f64>()
-        };
+        let covariance =
+            |x: [f64; 4], y: [f64; 4]| x.iter().zip(y).map(|(x_i, y_i)| (x_i - mean(x)) * (y_i - mean(y))).sum::<f64>();
         let expected = covariance(a, b) / (covariance(a, a) * covariance(b, b)).sqrt();
         close(report.correlation.unwrap().value, expected);
         // Two blocks: a draw holds both, or one of them twice.

@@ -10,8 +10,8 @@
 
 pub mod bands;
 pub mod baseline;
-pub mod compare;
 pub mod choice;
+pub mod compare;
 pub mod divergence;
 pub mod error;
 pub mod likelihood;

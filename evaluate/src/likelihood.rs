@@ -117,8 +117,14 @@ impl<'a> Encoder<'a> {
     /// Tokenizes the choices of `item`. White space at a context's end goes to the continuation; both are tokenized as one
     /// text, and the continuation begins where its tokens part from those of the context alone, but holds one at least.
     pub fn request(&mut self, item: &Item) -> Result<Request, EvaluateError> {
-        let mut request =
-            Request { id: item.id.clone(), sequences: Vec::new(), prefix: 0, apart: false, truncated: false, spanned: false };
+        let mut request = Request {
+            id: item.id.clone(),
+            sequences: Vec::new(),
+            prefix: 0,
+            apart: false,
+            truncated: false,
+            spanned: false,
+        };
         let mut contexts: HashMap<&str, Vec<u32>> = HashMap::new();
         for pair in &item.pairs {
             let context = pair.context.trim_end();
@@ -306,8 +312,13 @@ pub fn score(
         let first = scored.len();
         let hidden = forward(checkpoint, &batch, progress)?;
         let head = checkpoint.head()?;
-        let results: Vec<Vec<Likelihood>> =
-            batch.passes.par_iter().zip(&hidden).with_max_len(1).map(|(pass, hidden)| read_off(&head, pass, hidden)).collect();
+        let results: Vec<Vec<Likelihood>> = batch
+            .passes
+            .par_iter()
+            .zip(&hidden)
+            .with_max_len(1)
+            .map(|(pass, hidden)| read_off(&head, pass, hidden))
+            .collect();
         scored.resize_with(first + batch.requests, Vec::new);
         for (pass, results) in batch.passes.iter().zip(results) {
             for ((request, _), likelihood) in pass.choices.iter().zip(results) {

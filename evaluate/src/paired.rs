@@ -88,7 +88,8 @@ pub struct Flips {
 /// Compares every task that both runs have.
 pub fn compare(baseline: &Run, model: &Run, seed: u64) -> Result<Vec<Paired>, EvaluateError> {
     let tasks = model.iter().filter_map(|(task, ours)| Some((task, baseline.get(task)?, ours)));
-    let mut compared = tasks.map(|(task, theirs, ours)| pair(task, theirs, ours, seed)).collect::<Result<Vec<_>, _>>()?;
+    let mut compared =
+        tasks.map(|(task, theirs, ours)| pair(task, theirs, ours, seed)).collect::<Result<Vec<_>, _>>()?;
     let p_values: Vec<f64> = compared.iter().filter_map(|paired| Some(paired.flips.as_ref()?.p_value)).collect();
     let corrected = holm(&p_values);
     for (flips, p) in compared.iter_mut().filter_map(|paired| paired.flips.as_mut()).zip(corrected) {
@@ -223,8 +224,10 @@ mod tests {
 
     #[test]
     fn flips_go_both_ways_and_pairs_need_the_same_prompt() {
-        let base = run(&[("a", None, true), ("b", None, true), ("c", None, false), ("d", None, true), ("x", None, true)]);
-        let mut model = run(&[("d", None, true), ("c", None, true), ("b", None, false), ("a", None, false), ("y", None, true)]);
+        let base =
+            run(&[("a", None, true), ("b", None, true), ("c", None, false), ("d", None, true), ("x", None, true)]);
+        let mut model =
+            run(&[("d", None, true), ("c", None, true), ("b", None, false), ("a", None, false), ("y", None, true)]);
         let paired = compare(&base, &model, 0).unwrap().remove(0);
         let flips = paired.flips.unwrap();
         assert_eq!((paired.items, paired.left_out, flips.lost, flips.gained), (4, 2, 2, 1));

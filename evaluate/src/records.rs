@@ -92,7 +92,10 @@ pub fn read(reference: &str) -> Result<Run, EvaluateError> {
     for (task, records) in &run {
         let mut seen = HashSet::new();
         if let Some(twice) = records.iter().find(|record| !seen.insert(&record.id)) {
-            return Err(wrong(path, format!("item {} of {task} is there twice: records of one run are wanted", twice.id)));
+            return Err(wrong(
+                path,
+                format!("item {} of {task} is there twice: records of one run are wanted", twice.id),
+            ));
         }
     }
     Ok(run)

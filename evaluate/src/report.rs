@@ -324,8 +324,17 @@ fn divergences(report: &Report) -> console::Table {
 }
 
 fn agreements(report: &Report) -> console::Table {
-    let mut table =
-        console::Table::new(["text", "same top token", "95 %", "RMS Δp", "95 %", "mean Δp", "95 %", "correlation", "95 %"]);
+    let mut table = console::Table::new([
+        "text",
+        "same top token",
+        "95 %",
+        "RMS Δp",
+        "95 %",
+        "mean Δp",
+        "95 %",
+        "correlation",
+        "95 %",
+    ]);
     for text in &report.texts {
         if let Some(figures) = &text.divergence {
             let percent = |estimate: Estimate, sign: bool| {

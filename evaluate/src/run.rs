@@ -89,8 +89,10 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
     let beside = match &baseline {
         Some(Baseline::Model(baseline)) => Some(baseline.as_ref()),
         Some(Baseline::Stored(_)) if !measure.tasks.is_empty() => {
-            anyhow::bail!("`--tasks` needs the baseline model itself: a result file holds no answers; records of earlier \
-                runs are compared by `evaluate compare`")
+            anyhow::bail!(
+                "`--tasks` needs the baseline model itself: a result file holds no answers; records of earlier \
+                runs are compared by `evaluate compare`"
+            )
         }
         _ => None,
     };
@@ -161,9 +163,8 @@ fn diverged(
         progress.step(&place(step, windows.len()));
     })?;
     progress.finish();
-    let figures = |scores: &[Vec<f32>], seconds| {
-        (prepared.measure(scores, measure.seed, seconds), prepared.blocks(scores))
-    };
+    let figures =
+        |scores: &[Vec<f32>], seconds| (prepared.measure(scores, measure.seed, seconds), prepared.blocks(scores));
     Ok((
         figures(&joint.model_scores(), joint.model_seconds),
         Some(figures(&joint.baseline_scores(), joint.baseline_seconds)),
@@ -208,11 +209,7 @@ fn announce(measure: &Measure, threads: usize, resolved: Resolved, texts: &[Text
     say(&format!("threads    {threads}; {memory} for hidden states; seed {}", measure.seed));
 }
 
-fn measured(
-    measure: &Measure,
-    checkpoint: &Checkpoint,
-    prepared: &Prepared,
-) -> anyhow::Result<Figures> {
+fn measured(measure: &Measure, checkpoint: &Checkpoint, prepared: &Prepared) -> anyhow::Result<Figures> {
     let title = format!("{} on {}", checkpoint.reference, prepared.reference);
     let mut progress = Progress::new(&title, score::steps(checkpoint, &prepared.windows, measure.memory()), 0);
     let started = Instant::now();
@@ -225,7 +222,8 @@ fn measured(
 }
 
 fn place(step: score::Step, windows: usize) -> String {
-    let layer = if step.layer > step.layers { "head".to_owned() } else { format!("layer {}/{}", step.layer, step.layers) };
+    let layer =
+        if step.layer > step.layers { "head".to_owned() } else { format!("layer {}/{}", step.layer, step.layers) };
     format!("{layer}, windows {}–{} of {windows}", step.first + 1, step.end)
 }
 

@@ -105,7 +105,11 @@ pub(crate) fn rows<'a>(window: &Window, width: usize, hidden: &'a [f32]) -> &'a 
     &hidden[(window.scored.start - 1) * width..(window.scored.end - 1) * width]
 }
 
-pub(crate) fn check_finite(checkpoint: &Checkpoint, windows: &[Window], scores: &[Vec<f32>]) -> Result<(), EvaluateError> {
+pub(crate) fn check_finite(
+    checkpoint: &Checkpoint,
+    windows: &[Window],
+    scores: &[Vec<f32>],
+) -> Result<(), EvaluateError> {
     for (index, scores) in scores.iter().enumerate() {
         if let Some(offset) = scores.iter().position(|score| !score.is_finite()) {
             return Err(EvaluateError::NotFinite {

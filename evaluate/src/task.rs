@@ -144,15 +144,8 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric.
-    pub const ALL: [Self; 7] = [
-        Self::Acc,
-        Self::AccNorm,
-        Self::AccBytes,
-        Self::AccToken,
-        Self::AccGreedy,
-        Self::Perplexity,
-        Self::Mc2,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Acc, Self::AccNorm, Self::AccBytes, Self::AccToken, Self::AccGreedy, Self::Perplexity, Self::Mc2];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -170,7 +163,9 @@ impl Metric {
     /// How it is computed, in a line.
     pub fn explain(self) -> &'static str {
         match self {
-            Self::Acc => "the choice with the largest sum of log-probabilities of its tokens is right (the first of equals)",
+            Self::Acc => {
+                "the choice with the largest sum of log-probabilities of its tokens is right (the first of equals)"
+            }
             Self::AccNorm => "as acc, the sum divided by the choice's Unicode characters, delimiter not counted",
             Self::AccBytes => "as acc, the sum divided by the choice's UTF-8 bytes, delimiter not counted",
             Self::AccToken => "as acc, the sum divided by the number of tokens",

@@ -57,7 +57,7 @@ pub struct Summary {
     /// Each subject.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subjects: Vec<Part>,
-    /// Choices whose contexts lost tokens on the left to fit the model.
+    /// Items whose contexts lost tokens on the left to fit the model.
     pub truncated: usize,
     /// Items where a token spans the place at which context and continuation meet.
     pub spanned: usize,
@@ -149,7 +149,8 @@ pub fn estimate(metric: Metric, values: &[f64], seed: u64) -> Estimate {
     if metric == Metric::Perplexity {
         let blocks: Vec<Block> = values.iter().map(|&sum| Block { sum, weight: 1.0 }).collect();
         let draws = Bootstrap { seed, run: 1 }.ratios(&blocks);
-        let draws = draws.map(|draws| draws.into_iter().map(|mean| paired::aggregate(metric, mean)).collect::<Vec<_>>());
+        let draws =
+            draws.map(|draws| draws.into_iter().map(|mean| paired::aggregate(metric, mean)).collect::<Vec<_>>());
         return Estimate::new(paired::aggregate(metric, plain.value), draws.as_deref());
     }
     plain
@@ -199,6 +200,15 @@ impl TaskReport {
 /// The tables for people.
 pub fn tables(reports: &[TaskReport]) -> String {
     let mut text = format!("{}\n", figures(reports));
+    for report in reports {
+        let (task, Summary { truncated, spanned, .. }) = (&report.task, &report.model);
+        if *truncated > 0 {
+            text += &format!("{task}: {truncated} items are too long for the model and lost tokens on the left\n");
+        }
+        if *spanned > 0 {
+            text += &format!("{task}: in {spanned} items a token spans the place where context and choice meet\n");
+        }
+    }
     for report in reports.iter().filter(|report| !report.model.categories.is_empty()) {
         text += &format!("{}\n", categories(report));
     }
@@ -234,7 +244,11 @@ fn row(report: &TaskReport, which: &str, metric: &str, estimate: &Estimate, summ
         format!("{:.4}", estimate.value),
         optional(estimate.standard_error, 4),
         interval(estimate.interval_95, 3),
-        if report.limit.is_some() { format!("{} of {}", summary.items, report.available) } else { summary.items.to_string() },
+        if report.limit.is_some() {
+            format!("{} of {}", summary.items, report.available)
+        } else {
+            summary.items.to_string()
+        },
         format!("{:.1}", summary.seconds),
         format!("{:.2}", summary.items_per_second),
     ]
@@ -279,8 +293,15 @@ pub fn comparison(compared: &[Paired]) -> String {
         }
     }
     let mut text = format!("{table}\n");
-    let mut table =
-        console::Table::new(["task", "lost", "gained", "flips", "McNemar p", "Holm p", "smallest detectable difference"]);
+    let mut table = console::Table::new([
+        "task",
+        "lost",
+        "gained",
+        "flips",
+        "McNemar p",
+        "Holm p",
+        "smallest detectable difference",
+    ]);
     for paired in compared {
         if let Some(flips) = &paired.flips {
             table.row([

@@ -320,7 +320,8 @@ pub(crate) fn compare(compare: &Compare) -> anyhow::Result<Exit> {
         all.push((model, paired));
     }
     if compare.json {
-        let runs: Vec<_> = all.iter().map(|(model, paired)| serde_json::json!({"model": model, "tasks": paired})).collect();
+        let runs: Vec<_> =
+            all.iter().map(|(model, paired)| serde_json::json!({"model": model, "tasks": paired})).collect();
         let json = serde_json::json!({
             "tool": concat!("caliper evaluate ", env!("CARGO_PKG_VERSION")), "baseline": compare.baseline,
             "seed": compare.seed, "draws": evaluate::statistics::DRAWS, "runs": runs,

@@ -197,7 +197,10 @@ fn a_task_of_ones_own_runs_against_a_baseline_and_its_records_compare() {
     assert!(settings.contains("BOS        none: the tokenizer adds none"), "{settings}");
     let json: Value = serde_json::from_slice(&run.stdout).unwrap();
     let report = &json["tasks"][0];
-    assert_eq!((&report["task"], &report["available"], &report["model"]["items"]), (&"words".into(), &24.into(), &24.into()));
+    assert_eq!(
+        (&report["task"], &report["available"], &report["model"]["items"]),
+        (&"words".into(), &24.into(), &24.into())
+    );
     assert_eq!(report["model"]["metrics"][0]["metric"], "acc");
     assert_eq!(report["model"]["subjects"].as_array().unwrap().len(), 2);
     assert_eq!(report["files"].as_array().unwrap().len(), 4);

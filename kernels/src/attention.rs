@@ -203,7 +203,10 @@ mod tests {
                 let mut out = vec![f32::NAN; (200 - first) * 48];
                 a.causal(&q[first * 48..], &k, &v, &mut out);
                 for (got, expected) in out.iter().zip(&expected[first * 48..]) {
-                    assert!((f64::from(*got) - expected).abs() <= bound(&a, 200), "{window:?}, {first}: {got} {expected}");
+                    assert!(
+                        (f64::from(*got) - expected).abs() <= bound(&a, 200),
+                        "{window:?}, {first}: {got} {expected}"
+                    );
                 }
             }
             a.causal(&[], &k, &v, &mut []);

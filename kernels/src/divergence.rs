@@ -172,7 +172,8 @@ mod tests {
             let log_sum = largest + logits.iter().map(|logit| (logit - largest).exp()).sum::<f64>().ln();
             logits.iter().map(|logit| logit - log_sum).collect()
         };
-        let top = |values: &[f64]| (0..values.len()).fold(0, |best, at| if values[at] > values[best] { at } else { best });
+        let top =
+            |values: &[f64]| (0..values.len()).fold(0, |best, at| if values[at] > values[best] { at } else { best });
         let one = |(row, target): (usize, &u32)| {
             let (p, q) = (log_softmax(baseline, row), log_softmax(model, row));
             Divergence {

@@ -330,12 +330,7 @@ impl Block {
         self.attention.causal(&q, &own.keys, &own.values, &mut activations.input);
     }
 
-    fn attend_branching(
-        &self,
-        activations: &mut Activations,
-        branching: &Branching,
-        before: &KeyValues,
-    ) -> KeyValues {
+    fn attend_branching(&self, activations: &mut Activations, branching: &Branching, before: &KeyValues) -> KeyValues {
         let Attention { heads, kv_heads, head_width, .. } = self.attention;
         let (q_width, width) = (heads * head_width, kv_heads * head_width);
         assert_eq!(before.keys.len(), branching.before * width, "keys of what comes before the trunk");
@@ -439,7 +434,13 @@ impl Head {
 
     /// How far `model` is from this head's model after each row: `hidden` of this one, `models` of the other, both before
     /// their final norms. The vocabularies have to be equal.
-    pub fn divergence(&self, hidden: &[f32], model: &Self, models: &[f32], targets: &[u32]) -> Vec<divergence::Divergence> {
+    pub fn divergence(
+        &self,
+        hidden: &[f32],
+        model: &Self,
+        models: &[f32],
+        targets: &[u32],
+    ) -> Vec<divergence::Divergence> {
         let (ours, theirs) = (self.normed(hidden), model.normed(models));
         divergence::divergence(self.side(&ours), model.side(&theirs), targets)
     }

@@ -90,9 +90,11 @@ impl TaskData {
         let found = found.ok_or_else(|| {
             let patterns: Vec<String> = patterns.iter().map(|pattern| format!("`{pattern}`")).collect();
             let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-            let (patterns, folders) = (patterns.join(" nor "), folders.join(" and "));
-            let place = if patterns.is_empty() { "no file is named for them".to_owned() } else { patterns };
-            wrong(task, format!("no {what}: neither {place} is in {folders}; name its folder with `--data`"))
+            if patterns.is_empty() {
+                return wrong(task, format!("its file names none for {what} (`data.shots`)"));
+            }
+            let (patterns, folders) = (patterns.join(", "), folders.join(", "));
+            wrong(task, format!("no {what}: none of {patterns} is in {folders}; name the folder with `--data`"))
         })?;
         let layout = Layout { columns: &task.data.columns, lines: &task.data.lines };
         let (mut rows, mut counts) = (Vec::new(), HashMap::new());
@@ -207,7 +209,10 @@ mod tests {
 
     #[test]
     fn patterns_match_names_and_capture_subjects() {
-        assert_eq!(matches("{subject}_test.csv", "high_school_physics_test.csv"), Some(Some("high_school_physics".into())));
+        assert_eq!(
+            matches("{subject}_test.csv", "high_school_physics_test.csv"),
+            Some(Some("high_school_physics".into()))
+        );
         assert_eq!(matches("{subject}_test.csv", "_test.csv"), None);
         assert_eq!(matches("test-*.parquet", "test-00000-of-00001.parquet"), Some(None));
         assert_eq!(matches("t?st*", "test"), Some(None));

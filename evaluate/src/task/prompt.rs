@@ -15,7 +15,7 @@ use super::{
     data::{Row, TaskData},
 };
 use crate::{EvaluateError, source::sha256};
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig};
 use std::collections::{BTreeMap, HashMap};
 
 /// Steps that one template or expression may take.
@@ -74,7 +74,7 @@ impl Item {
 /// A task's templates, ready to render.
 pub struct Templates<'a> {
     task: &'a Task,
-    environment: Environment<'static>,
+    environment: Environment<'a>,
     /// The prefix of each subject that was asked for.
     prefixes: HashMap<Option<String>, String>,
 }
@@ -86,7 +86,7 @@ impl<'a> Templates<'a> {
         let prompt = &task.prompt;
         for (name, source) in [("context", prompt.context.as_ref()), ("description", Some(&prompt.description))] {
             if let Some(source) = source {
-                let added = templates.environment.add_template_owned(name, source.clone());
+                let added = templates.environment.add_template(name, source);
                 added.map_err(|error| templates.wrong(&format!("`prompt.{name}`"), &error))?;
             }
         }
@@ -128,17 +128,22 @@ impl<'a> Templates<'a> {
             };
             let prompt = &self.task.prompt;
             prefix +=
-                &[&*question.contexts[answer], &*prompt.delimiter, &*question.choices[answer], &*prompt.separator].concat();
+                &[&*question.contexts[answer], &*prompt.delimiter, &*question.choices[answer], &*prompt.separator]
+                    .concat();
         }
         Ok(prefix)
     }
 
     fn question(&self, row: &Row) -> Result<Question, EvaluateError> {
-        let (prompt, id) = (&self.task.prompt, row.id());
+        let (task, id) = (self.task, row.id());
+        let prompt = &task.prompt;
         let values = self.values(row)?;
-        let evaluate = |expression: &str, what: &str| self.evaluate(expression, &values, &format!("`{what}` of item {id}"));
-        let choices = self.texts(&evaluate(&prompt.choices, "prompt.choices")?, &format!("`prompt.choices` of item {id}"))?;
-        let wrong = |what: String| EvaluateError::Task { task: self.task.name.clone(), what: format!("item {id}: {what}") };
+        let evaluate =
+            |expression: &'a str, what: &str| self.evaluate(expression, &values, &format!("`{what}` of item {id}"));
+        let choices =
+            self.texts(&evaluate(&prompt.choices, "prompt.choices")?, &format!("`prompt.choices` of item {id}"))?;
+        let wrong =
+            |what: String| EvaluateError::Task { task: self.task.name.clone(), what: format!("item {id}: {what}") };
         if choices.is_empty() {
             return Err(wrong("there are no choices".to_owned()));
         }
@@ -164,8 +169,12 @@ impl<'a> Templates<'a> {
             }
             (None, expression) => {
                 let value = evaluate(expression.as_deref().unwrap_or_default(), "prompt.answers")?;
-                let marks: Vec<bool> =
-                    value.try_iter().into_iter().flatten().map(|mark| mark.as_i64() == Some(1) || is_true(&mark)).collect();
+                let marks: Vec<bool> = value
+                    .try_iter()
+                    .into_iter()
+                    .flatten()
+                    .map(|mark| mark.as_i64() == Some(1) || is_true(&mark))
+                    .collect();
                 if marks.len() != choices.len() || !marks.contains(&true) {
                     return Err(wrong(format!("the answers are `{value}`, not 0 or 1 for each of the choices")));
                 }
@@ -177,14 +186,15 @@ impl<'a> Templates<'a> {
 
     /// The fields of a record with those the task adds.
     fn values(&self, row: &Row) -> Result<BTreeMap<String, Value>, EvaluateError> {
-        let fields = row.record.iter().map(|(name, value)| (name.clone(), Value::from_serialize(value)));
+        let fields = row.record.iter().map(|(name, value)| (name.clone(), from_json(value)));
         let mut values: BTreeMap<String, Value> = fields.collect();
         if let Some(subject) = &row.subject {
             let name = self.task.names.get(subject).cloned().unwrap_or_else(|| subject.replace('_', " "));
             values.insert("subject".to_owned(), subject.clone().into());
             values.insert("subject_name".to_owned(), name.into());
         }
-        for (name, expression) in &self.task.fields {
+        let task = self.task;
+        for (name, expression) in &task.fields {
             let place = format!("`fields.{name}` of item {}", row.id());
             let value = self.evaluate(expression.as_str().unwrap_or_default(), &values, &place)?;
             values.insert(name.clone(), value);
@@ -194,7 +204,7 @@ impl<'a> Templates<'a> {
 
     fn evaluate(
         &self,
-        expression: &str,
+        expression: &'a str,
         values: &BTreeMap<String, Value>,
         place: &str,
     ) -> Result<Value, EvaluateError> {
@@ -233,14 +243,32 @@ struct Question {
     answer: Answer,
 }
 
+fn from_json(value: &serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(value) => (*value).into(),
+        serde_json::Value::Number(number) => match number.as_i64() {
+            Some(number) => number.into(),
+            None => number.as_f64().unwrap_or(f64::NAN).into(),
+        },
+        serde_json::Value::String(text) => text.as_str().into(),
+        serde_json::Value::Array(values) => values.iter().map(from_json).collect(),
+        serde_json::Value::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(name, value)| (name.as_str(), from_json(value))))
+        }
+    }
+}
+
 fn is_true(value: &Value) -> bool {
     bool::try_from(value.clone()).unwrap_or(false)
 }
 
-fn environment() -> Environment<'static> {
+fn environment<'a>() -> Environment<'a> {
     let mut environment = Environment::new();
+    if let Ok(syntax) = SyntaxConfig::builder().keep_trailing_newline(true).build() {
+        environment.set_syntax(syntax);
+    }
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.set_keep_trailing_newline(true);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(model::chat::method);
     environment.set_fuel(Some(FUEL));
@@ -303,22 +331,31 @@ mod tests {
         let continuations: Vec<&str> = item.pairs.iter().map(|pair| &*pair.continuation).collect();
         assert_eq!((continuations, item.answer), (vec![" A", " B", " C", " D"], Answer::One(3)));
         assert_eq!(item.id, "abstract_algebra/7");
-        let numbered = json!({"question": "Q", "choice0": "a", "choice1": "b", "choice2": "c", "choice3": "d", "answer": "2"});
-        assert_eq!(super::Templates::new(&task).unwrap().item(&row(subject, numbered), &data, 0).unwrap().answer, Answer::One(2));
+        let numbered =
+            json!({"question": "Q", "choice0": "a", "choice1": "b", "choice2": "c", "choice3": "d", "answer": "2"});
+        assert_eq!(
+            super::Templates::new(&task).unwrap().item(&row(subject, numbered), &data, 0).unwrap().answer,
+            Answer::One(2)
+        );
     }
 
     #[test]
     fn chinese_prompts_name_the_subject_in_chinese() {
-        let question = json!({"question": "甲\n", "A": "1", "B": "2", "C": "3", "D": "4", "answer": "D", "explanation": ""});
+        let question =
+            json!({"question": "甲\n", "A": "1", "B": "2", "C": "3", "D": "4", "answer": "D", "explanation": ""});
         let ours = item("ceval", &row(Some("computer_network"), question.clone()));
-        let expected = "以下是中国关于计算机网络的单项选择题，请选出其中的正确答案。\n\n甲\nA. 1\nB. 2\nC. 3\nD. 4\n答案：";
+        let expected =
+            "以下是中国关于计算机网络的单项选择题，请选出其中的正确答案。\n\n甲\nA. 1\nB. 2\nC. 3\nD. 4\n答案：";
         assert_eq!((&*ours.pairs[0].context, &*ours.pairs[3].continuation), (expected, " D"));
         let official = item("ceval_official", &row(Some("computer_network"), question));
         assert!(official.pairs[0].context.starts_with("以下是中国关于计算机网络考试的单项选择题"));
         assert_eq!((&*official.pairs[3].continuation, official.answer), ("D", Answer::One(3)));
         let question = json!({"": "0", "Question": "乙", "A": "1", "B": "2", "C": "3", "D": "4", "Answer": "A"});
         let ours = item("cmmlu", &row(Some("agronomy"), question));
-        assert_eq!(ours.pairs[0].context, "以下是关于农学的单项选择题，请直接给出正确答案的选项。\n\n乙\nA. 1\nB. 2\nC. 3\nD. 4\n答案：");
+        assert_eq!(
+            ours.pairs[0].context,
+            "以下是关于农学的单项选择题，请直接给出正确答案的选项。\n\n乙\nA. 1\nB. 2\nC. 3\nD. 4\n答案："
+        );
     }
 
     #[test]
@@ -343,7 +380,10 @@ mod tests {
         assert_eq!(continuations, [" a. b", "  c", " d e", " f"]);
         let record = json!({"sentence": "Ann saw Eve so _ hid.", "option1": "Ann", "option2": "Eve", "answer": "1"});
         let ours = item("winogrande", &row(None, record));
-        assert_eq!(ours.pairs[1], Pair { context: "Ann saw Eve so Eve".into(), continuation: " hid.".into(), choice: "hid.".into() });
+        assert_eq!(
+            ours.pairs[1],
+            Pair { context: "Ann saw Eve so Eve".into(), continuation: " hid.".into(), choice: "hid.".into() }
+        );
         assert_eq!((&*ours.pairs[0].context, ours.answer), ("Ann saw Eve so Ann", Answer::One(0)));
     }
 
@@ -355,8 +395,11 @@ mod tests {
         assert_eq!((&*ours.pairs[0].context, &*ours.pairs[0].continuation), ("one  two\nthree", " four"));
         let hub = json!({"question": "Q?", "mc1_targets": {"choices": ["x", "y"], "labels": [1, 0]},
             "mc2_targets": {"choices": ["x", "z", "y"], "labels": [1, 1, 0]}});
-        let published = json!({"question": "Q?", "mc1_targets": {"x": 1, "y": 0}, "mc2_targets": {"x": 1, "z": 1, "y": 0}});
-        for (task, answer) in [("truthfulqa_mc1", Answer::One(0)), ("truthfulqa_mc2", Answer::Marks(vec![true, true, false]))] {
+        let published =
+            json!({"question": "Q?", "mc1_targets": {"x": 1, "y": 0}, "mc2_targets": {"x": 1, "z": 1, "y": 0}});
+        for (task, answer) in
+            [("truthfulqa_mc1", Answer::One(0)), ("truthfulqa_mc2", Answer::Marks(vec![true, true, false]))]
+        {
             let items = [&hub, &published].map(|record| item(task, &row(None, record.clone())));
             assert_eq!(items[0], items[1]);
             assert_eq!(items[0].answer, answer);
@@ -375,8 +418,20 @@ mod tests {
         let error = refused(json!({"goal": "g", "sol1": "s", "sol2": "t", "label": "2"}));
         assert!(error.contains("answer is `2`"), "{error}");
         assert!(refused(json!({"goal": "g", "sol1": 3, "sol2": "t", "label": "0"})).contains("list of texts"));
-        assert!(Templates::new(&Task::open("mmlu").unwrap()).unwrap().item(&row(Some("x"), json!({
-            "question": "q", "A": "a", "B": "b", "C": "c", "D": "d", "answer": "E"})), &TaskData::default(), 1).is_err());
+        assert!(
+            Templates::new(&Task::open("mmlu").unwrap())
+                .unwrap()
+                .item(
+                    &row(
+                        Some("x"),
+                        json!({
+            "question": "q", "A": "a", "B": "b", "C": "c", "D": "d", "answer": "E"})
+                    ),
+                    &TaskData::default(),
+                    1
+                )
+                .is_err()
+        );
     }
 
     #[test]
