@@ -15,4 +15,5 @@ mod interop;
 mod interop_gguf;
 mod perplexity;
 mod real_models;
+mod tasks;
 mod tokenizers;

@@ -1,6 +1,6 @@
 //! The command line of `evaluate`, which is also its documentation.
 
-use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser as _, error::ErrorKind};
 use console::generated::Kind;
 use evaluate::{
     Protocol,
@@ -9,7 +9,7 @@ use evaluate::{
 };
 use std::path::PathBuf;
 
-/// Measure the perplexity of a language model, and what quantization did to it.
+/// Measure a language model, and what quantization did to it: perplexity, divergence, tasks.
 ///
 /// A checkpoint in any format that Caliper reads is run over a text under a named protocol, one decoder layer in memory
 /// at a time. With `--baseline` a second model is run over the same windows, and the ratio of the two perplexities is
@@ -17,6 +17,8 @@ use std::path::PathBuf;
 ///
 /// Perplexities are comparable only between runs with the same protocol, text and tokenizer; bits per byte also between
 /// tokenizers. `evaluate protocols` explains the protocols.
+///
+/// With `--tasks` it answers questions of benchmarks instead, or as well; `evaluate tasks` lists them.
 #[derive(Debug, Parser)]
 #[command(
     name = "evaluate",
@@ -39,9 +41,12 @@ const AFTER_HELP: &str = "\
 Examples:
   evaluate demo
   evaluate OUT --baseline MODEL --perplexity wiki.test.raw
+  evaluate OUT --baseline MODEL --perplexity wiki.test.raw --divergence
   evaluate OUT --baseline MODEL --perplexity wiki.test.raw --json --limit-ratio 1.10
   evaluate MODEL --perplexity wiki.test.raw --json=base.json
   evaluate OUT --baseline base.json --perplexity wiki.test.raw
+  evaluate OUT --baseline MODEL --tasks arc_easy,hellaswag --data FOLDER --limit 200
+  evaluate compare RECORDS/baseline RECORDS --show-flips
   evaluate org/name --perplexity text.jsonl --field body --protocol hf-sliding --stride 256
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but a ratio is above --limit-ratio,
@@ -61,12 +66,70 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List the tasks: size, metrics, whose prompt, and where their data is looked for
+    Tasks {
+        /// Where data is looked for; may be given several times [default: $CALIPER_DATA, else `data`]
+        #[arg(long, value_name = "FOLDER")]
+        data: Vec<PathBuf>,
+    },
+    /// Show an item of a task: the exact prompt, its tokens and how it is scored
+    Show(Show),
+    /// Compare runs from their records alone: differences with intervals, tests, and what flipped
+    Compare(Compare),
     /// Write the man page, the reference page or shell completions to stdout
     #[command(hide = true)]
     Generate {
         /// What to write
         kind: Kind,
     },
+}
+
+/// What to show.
+#[derive(Args, Debug)]
+pub(crate) struct Show {
+    /// The task: a name of `evaluate tasks`, or a file of your own ending in `.toml`
+    #[arg(value_name = "TASK")]
+    pub(crate) task: String,
+
+    /// The model whose tokens are shown; without one, texts only
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+
+    /// Which item, counted from 0 in the order of the data
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) item: usize,
+
+    /// Solved examples before the question [default: the task's]
+    #[arg(long, value_name = "K")]
+    pub(crate) shots: Option<usize>,
+
+    /// Where data is looked for; may be given several times [default: $CALIPER_DATA, else `data`]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data: Vec<PathBuf>,
+}
+
+/// What to compare.
+#[derive(Args, Debug)]
+pub(crate) struct Compare {
+    /// Records of the run to compare with: a folder that `--records` wrote, or a file of it
+    #[arg(value_name = "BASELINE")]
+    pub(crate) baseline: String,
+
+    /// Records of the runs to compare, each with the first
+    #[arg(value_name = "RUN", required = true)]
+    pub(crate) models: Vec<String>,
+
+    /// List every item whose correctness changed, with what either picked
+    #[arg(long)]
+    pub(crate) show_flips: bool,
+
+    /// Seed of the bootstrap that intervals come from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// Give everything as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// The options of a measurement.
@@ -83,9 +146,17 @@ pub(crate) struct Measure {
     ///
     /// Adds the ratio of the perplexities, the difference of their logarithms with a paired interval, and a verdict. It
     /// must tokenize the text exactly as MODEL does. Takes as long again as MODEL; a result file takes no time, and must
-    /// come from the same text, protocol and number of tokens.
+    /// come from the same text, protocol and number of tokens. `--divergence` and `--tasks` need the model itself.
     #[arg(long, value_name = "MODEL")]
     pub(crate) baseline: Option<String>,
+
+    /// Measure how far the model's next-token distributions are from the baseline's as well
+    ///
+    /// Mean and percentiles of the Kullback-Leibler divergence, how often both prefer the same token, and what became of
+    /// the probability of the actual one. Both models run side by side over the same windows, so the baseline must be a
+    /// model, not a result file. Takes the time of the two runs and a little more.
+    #[arg(long, requires = "baseline")]
+    pub(crate) divergence: bool,
 
     /// The text to measure on; may be given several times
     ///
@@ -135,7 +206,36 @@ pub(crate) struct Measure {
     #[arg(long, value_name = "HOW")]
     pub(crate) text: Option<Text>,
 
-    /// Seed of the bootstrap that error bars come from
+    /// Run these tasks, separated by commas: names of `evaluate tasks`, or files of your own ending in `.toml`
+    ///
+    /// Multiple choice by log-likelihood. With `--baseline` both models answer the same items, and the difference comes with
+    /// a paired interval, McNemar's exact test and the number of items that flipped either way.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) tasks: Vec<String>,
+
+    /// Where the tasks' data is looked for; may be given several times [default: $CALIPER_DATA, else `data`]
+    ///
+    /// `evaluate tasks` shows the names that are looked for in it. Nothing is downloaded.
+    #[arg(long, value_name = "FOLDER", requires = "tasks")]
+    pub(crate) data: Vec<PathBuf>,
+
+    /// Draw N items of each task at random instead of taking all
+    ///
+    /// The same seed draws the same items for every model.
+    #[arg(long, value_name = "N", requires = "tasks", value_parser = clap::value_parser!(u64).range(1..).map(|n| n as usize))]
+    pub(crate) limit: Option<usize>,
+
+    /// Solved examples before each question [default: the task's]
+    #[arg(long, value_name = "K", requires = "tasks")]
+    pub(crate) shots: Option<usize>,
+
+    /// Write a record of every item to FOLDER/TASK.jsonl, the baseline's to FOLDER/baseline/TASK.jsonl
+    ///
+    /// `evaluate compare` works from them.
+    #[arg(long, value_name = "FOLDER", requires = "tasks")]
+    pub(crate) records: Option<PathBuf>,
+
+    /// Seed of the bootstrap that error bars come from, and of the draw of `--limit`
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
 
@@ -201,7 +301,10 @@ impl Measure {
 
     /// The texts, with the default of the demo model.
     pub(crate) fn texts(&self) -> Vec<String> {
-        if self.perplexity.is_empty() && (self.model == "demo" || self.baseline.as_deref() == Some("demo")) {
+        if self.perplexity.is_empty()
+            && self.tasks.is_empty()
+            && (self.model == "demo" || self.baseline.as_deref() == Some("demo"))
+        {
             return vec!["demo:prose-heldout".to_owned(), "demo:code-heldout".to_owned()];
         }
         self.perplexity.clone()
@@ -214,9 +317,12 @@ impl Measure {
 
     /// Ends the process with a usage error where options don't fit together.
     pub(crate) fn check(&self) {
-        if self.texts().is_empty() {
-            let what = "there is nothing to measure on: give `--perplexity TEXT` (only `demo`, as the model or the baseline, brings its own texts)\n";
+        if self.texts().is_empty() && self.tasks.is_empty() {
+            let what = "there is nothing to measure on: give `--perplexity TEXT` or `--tasks NAME` (only `demo`, as the model or the baseline, brings its own texts)\n";
             usage(ErrorKind::MissingRequiredArgument, what);
+        }
+        if self.texts().is_empty() && (self.divergence || self.limit_ratio.is_some()) {
+            usage(ErrorKind::MissingRequiredArgument, "`--divergence` and `--limit-ratio` need `--perplexity TEXT`\n");
         }
         if self.threads == Some(0) {
             usage(ErrorKind::ValueValidation, "`--threads` must be at least 1\n");
@@ -244,7 +350,8 @@ mod tests {
             command.get_arguments().filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
         {
             assert!(argument.get_help().is_some(), "{}", argument.get_id());
-            assert!(argument.get_value_names().is_some(), "{}", argument.get_id());
+            let flag = !argument.get_action().takes_values();
+            assert!(flag || argument.get_value_names().is_some(), "{}", argument.get_id());
         }
     }
 

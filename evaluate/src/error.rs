@@ -78,6 +78,42 @@ pub enum EvaluateError {
         /// NaN or infinite.
         value: f32,
     },
+    /// A task, its file or its data can't be used.
+    #[error("task {task}: {what}")]
+    Task {
+        /// The task or its file.
+        task: String,
+        /// What is wrong and what to do.
+        what: String,
+    },
+    /// An item can't be scored.
+    #[error("item {item}: {what}")]
+    Item {
+        /// The item's id.
+        item: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// Records that can't be read or compared.
+    #[error("{file}: {what}")]
+    Records {
+        /// The file or folder.
+        file: String,
+        /// What is wrong and what to do.
+        what: String,
+    },
+    /// Distributions over different vocabularies.
+    #[error(
+        "{model} has {} entries in its vocabulary and {baseline} {}: no divergence is defined between them", sizes[0], sizes[1]
+    )]
+    Vocabularies {
+        /// The model.
+        model: String,
+        /// The baseline.
+        baseline: String,
+        /// The model's size and the baseline's.
+        sizes: [usize; 2],
+    },
     /// A result file that can't serve as the baseline.
     #[error("{file} can't be the baseline: {what}")]
     StoredBaseline {

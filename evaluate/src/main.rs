@@ -2,6 +2,7 @@
 
 mod cli;
 mod run;
+mod tasks;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -3,9 +3,11 @@
 use crate::{
     Measurement, Prepared, Resolved,
     compare::Comparison,
+    divergence::DivergenceReport,
     protocol::{Beginning, Reduction, Scored, TextHandling},
     source::{Source, SourceFile},
-    statistics::{Block, DRAWS},
+    statistics::{Block, DRAWS, Estimate},
+    task_report::{self, TaskReport},
 };
 use model::checkpoint::SourceFile as ModelFile;
 use serde::{Deserialize, Serialize};
@@ -94,6 +96,19 @@ pub struct TextReport {
     /// One against the other.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,
+    /// The distance of their distributions, if it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<DivergenceReport>,
+}
+
+/// What a baseline adds to a text's figures.
+pub struct Against {
+    /// The baseline's figures.
+    pub baseline: Measurement,
+    /// One against the other.
+    pub comparison: Comparison,
+    /// The distance of their distributions, if it was asked for.
+    pub divergence: Option<DivergenceReport>,
 }
 
 impl TextReport {
@@ -102,9 +117,12 @@ impl TextReport {
         source: &Source,
         prepared: &Prepared,
         (measurement, blocks): (Measurement, Vec<Block>),
-        baseline: Option<(Measurement, Comparison)>,
+        against: Option<Against>,
     ) -> Self {
-        let (baseline, comparison) = baseline.unzip();
+        let (baseline, comparison, divergence) = match against {
+            Some(against) => (Some(against.baseline), Some(against.comparison), against.divergence),
+            None => (None, None, None),
+        };
         Self {
             text: source.reference.clone(),
             files: source.files.clone(),
@@ -117,22 +135,22 @@ impl TextReport {
             blocks,
             baseline,
             comparison,
+            divergence,
         }
     }
 }
 
-/// A whole run. As JSON its top level holds the first text's figures, and `texts` those of every text.
+/// A whole run. As JSON its top level holds the first text's figures, `texts` those of every text, and `tasks` those of every
+/// task.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct Results {
     /// This tool and its version.
     pub tool: String,
     /// The model.
     pub model: ModelReport,
     /// The model it is measured against.
     pub baseline_model: Option<ModelReport>,
-    /// The protocol.
-    pub protocol: ProtocolReport,
-    /// Seed of the bootstrap.
+    /// Seed of the bootstrap and of the draw of items.
     pub seed: u64,
     /// Draws of the bootstrap.
     pub draws: usize,
@@ -140,6 +158,19 @@ pub struct Report {
     pub threads: usize,
     /// The most memory this process held, in bytes.
     pub peak_memory: Option<u64>,
+    /// Perplexities, if there are texts.
+    #[serde(flatten)]
+    pub perplexity: Option<Report>,
+    /// Every task.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskReport>,
+}
+
+/// The perplexities of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The protocol.
+    pub protocol: ProtocolReport,
     /// The first text.
     #[serde(flatten)]
     pub first: TextReport,
@@ -147,32 +178,51 @@ pub struct Report {
     pub texts: Vec<TextReport>,
 }
 
-impl Report {
-    /// Puts a report together; `texts` is not empty.
+impl Results {
+    /// Puts the results together.
     pub fn new(
         models: (ModelReport, Option<ModelReport>),
         resolved: Resolved,
         seed: u64,
         threads: usize,
         texts: Vec<TextReport>,
+        tasks: Vec<TaskReport>,
     ) -> Self {
+        let perplexity = texts.first().cloned().map(|first| Report {
+            protocol: resolved.into(),
+            first: TextReport { blocks: Vec::new(), ..first },
+            texts,
+        });
         Self {
             tool: TOOL.to_owned(),
             model: models.0,
             baseline_model: models.1,
-            protocol: resolved.into(),
             seed,
             draws: DRAWS,
             threads,
             peak_memory: console::machine::peak_memory(),
-            first: TextReport { blocks: Vec::new(), ..texts[0].clone() },
-            texts,
+            perplexity,
+            tasks,
         }
     }
 
     /// The largest ratio to the baseline, if there is one.
     pub fn worst_ratio(&self) -> Option<f64> {
-        self.texts.iter().filter_map(|text| Some(text.comparison.as_ref()?.ratio)).reduce(f64::max)
+        let texts = self.perplexity.iter().flat_map(|report| &report.texts);
+        texts.filter_map(|text| Some(text.comparison.as_ref()?.ratio)).reduce(f64::max)
+    }
+}
+
+/// The tables for people.
+impl std::fmt::Display for Results {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(perplexity) = &self.perplexity {
+            write!(f, "{perplexity}")?;
+        }
+        if !self.tasks.is_empty() {
+            write!(f, "{}", task_report::tables(&self.tasks))?;
+        }
+        Ok(())
     }
 }
 
@@ -183,8 +233,13 @@ impl std::fmt::Display for Report {
         let value = if words { "word perplexity" } else { "perplexity" };
         writeln!(f, "{}", self.protocol.title)?;
         writeln!(f, "{}", measurements(self, value))?;
-        if self.baseline_model.is_some() {
+        if self.texts.iter().any(|text| text.comparison.is_some()) {
             writeln!(f, "{}", comparisons(self))?;
+        }
+        if self.texts.iter().any(|text| text.divergence.is_some()) {
+            writeln!(f, "KL(baseline || model) per token, in nats")?;
+            writeln!(f, "{}", divergences(self))?;
+            writeln!(f, "{}", agreements(self))?;
         }
         for text in &self.texts {
             if let Some(verdict) = text.comparison.as_ref().and_then(|comparison| comparison.verdict) {
@@ -250,15 +305,67 @@ fn comparisons(report: &Report) -> console::Table {
     table
 }
 
+fn divergences(report: &Report) -> console::Table {
+    let mut table =
+        console::Table::new(["text", "mean KL", "±", "95 %", "median", "90 %", "95 %", "99 %", "99.9 %", "maximum"]);
+    for text in &report.texts {
+        if let Some(figures) = &text.divergence {
+            let kl = &figures.kl_mean;
+            let mut row = vec![
+                short(&text.text).to_owned(),
+                format!("{:.6}", kl.value),
+                optional(kl.standard_error, 6),
+                interval(kl.interval_95, 6),
+            ];
+            let quantiles =
+                [figures.kl_median, figures.kl_90, figures.kl_95, figures.kl_99, figures.kl_99_9, figures.kl_max];
+            row.extend(quantiles.map(|value| format!("{value:.5}")));
+            table.row(row);
+        }
+    }
+    table
+}
+
+fn agreements(report: &Report) -> console::Table {
+    let mut table = console::Table::new([
+        "text",
+        "same top token",
+        "95 %",
+        "RMS Δp",
+        "95 %",
+        "mean Δp",
+        "95 %",
+        "correlation",
+        "95 %",
+    ]);
+    for text in &report.texts {
+        if let Some(figures) = &text.divergence {
+            let percent = |estimate: Estimate, sign: bool| {
+                let value = 100.0 * estimate.value;
+                let value = if sign { format!("{value:+.3} %") } else { format!("{value:.3} %") };
+                [value, interval(estimate.interval_95.map(|ends| ends.map(|end| 100.0 * end)), 3)]
+            };
+            let correlation = match figures.correlation {
+                Some(correlation) => [format!("{:.5}", correlation.value), interval(correlation.interval_95, 5)],
+                None => ["n/a".to_owned(), "n/a".to_owned()],
+            };
+            let name = [short(&text.text).to_owned()].into_iter();
+            let row = name.chain(percent(figures.same_top, false)).chain(percent(figures.rms_delta_p, false));
+            table.row(row.chain(percent(figures.mean_delta_p, true)).chain(correlation));
+        }
+    }
+    table
+}
+
 /// The last part of a path, which is what a table has room for.
 fn short(reference: &str) -> &str {
     reference.trim_end_matches('/').rsplit('/').next().unwrap_or(reference)
 }
 
-fn optional(value: Option<f64>, digits: usize) -> String {
+pub(crate) fn optional(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "n/a".to_owned(), |value| format!("{value:.digits$}"))
 }
 
-fn interval(ends: Option<[f64; 2]>, digits: usize) -> String {
+pub(crate) fn interval(ends: Option<[f64; 2]>, digits: usize) -> String {
     ends.map_or_else(|| "n/a".to_owned(), |[low, high]| format!("{low:.digits$} … {high:.digits$}"))
 }

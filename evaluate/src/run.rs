@@ -1,6 +1,9 @@
 //! What `evaluate` does, from arguments to exit code.
 
-use crate::cli::{Arguments, Command, Measure};
+use crate::{
+    cli::{Arguments, Command, Measure},
+    tasks,
+};
 use anyhow::Context as _;
 use clap::CommandFactory as _;
 use console::{Exit, Progress, files::Output};
@@ -9,14 +12,15 @@ use evaluate::{
     bands::Band,
     baseline::Baseline,
     compare::compare,
+    divergence::{self, DivergenceReport},
     protocol::{PROTOCOLS, Reduction},
-    report::{ModelReport, Report, TextReport},
+    report::{Against, ModelReport, Results, TextReport},
     score::{self, score},
     source::Source,
     statistics::Block,
 };
 use model::Checkpoint;
-use std::{io::Write as _, time::Instant};
+use std::{io::Write as _, path::PathBuf, time::Instant};
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
@@ -28,12 +32,19 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         (Some(Command::Doctor { json }), _) => {
             console::doctor::run(evaluate::report::TOOL, &kernels::doctor::examine(), json)
         }
+        (Some(Command::Tasks { data }), _) => tasks::list(&or_default(data)),
+        (Some(Command::Show(mut show)), _) => {
+            show.data = or_default(show.data);
+            tasks::show(&show)
+        }
+        (Some(Command::Compare(compare)), _) => tasks::compare(&compare),
         (Some(Command::Generate { kind }), _) => {
             console::generated::write(kind, Arguments::command(), &mut std::io::stdout())?;
             Ok(Exit::Done)
         }
-        (None, Some(measure)) => {
+        (None, Some(mut measure)) => {
             measure.check();
+            measure.data = or_default(measure.data);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(measure.threads.unwrap_or(0)).build()?;
             pool.install(|| evaluate(&measure, pool.current_num_threads()))
         }
@@ -41,14 +52,19 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     }
 }
 
+/// The data folders given, or where data lies otherwise.
+fn or_default(data: Vec<PathBuf>) -> Vec<PathBuf> {
+    if data.is_empty() { vec![tasks::default_data()] } else { data }
+}
+
 /// A result, to stdout.
-fn print(text: &str) -> anyhow::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{}", text.trim_end()).context("writing the result to stdout")
 }
 
 /// What is going on, to stderr.
 #[allow(clippy::print_stderr)]
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     eprintln!("{text}");
 }
 
@@ -70,37 +86,93 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
     };
     let checkpoint = Checkpoint::open(&measure.model)?;
     let baseline = measure.baseline.as_deref().map(Baseline::open).transpose()?;
+    if let (Some(Baseline::Stored(_)), true) = (&baseline, measure.divergence) {
+        anyhow::bail!("`--divergence` needs the baseline model itself: a result file holds no distributions");
+    }
+    let beside = match &baseline {
+        Some(Baseline::Model(baseline)) => Some(baseline.as_ref()),
+        Some(Baseline::Stored(_)) if !measure.tasks.is_empty() => {
+            anyhow::bail!(
+                "`--tasks` needs the baseline model itself: a result file holds no answers; records of earlier \
+                runs are compared by `evaluate compare`"
+            )
+        }
+        _ => None,
+    };
     let longest = baseline.iter().fold(checkpoint.config.max_positions, |n, base| n.min(base.longest()));
     let resolved = measure.changes().resolve(measure.protocol, longest)?;
     let texts = prepare(measure, resolved, &checkpoint, baseline.as_ref())?;
+    let prepared = tasks::prepare(measure, &checkpoint, beside)?;
     announce(measure, threads, resolved, &texts);
+    tasks::announce(&prepared);
 
     let band = baseline.as_ref().and_then(|_| Band::of_checkpoint(&checkpoint));
     let band = band.filter(|_| resolved.protocol.reduction != Reduction::Words);
     let mut reports = Vec::with_capacity(texts.len());
     for Text { source, prepared } in &texts {
-        let (measurement, blocks) = measured(measure, &checkpoint, prepared)?;
-        let against = match &baseline {
-            Some(baseline) => {
-                let (measurement, base_blocks) = match baseline {
-                    Baseline::Model(baseline) => measured(measure, baseline, prepared)?,
-                    Baseline::Stored(stored) => {
-                        stored.find(prepared).map(|(measurement, blocks)| (measurement, blocks.to_vec()))?
-                    }
-                };
-                Some((measurement, compare(prepared, &blocks, &base_blocks, measure.seed, band)))
-            }
-            None => None,
-        };
-        reports.push(TextReport::new(source, prepared, (measurement, blocks), against));
+        let (ours, theirs, divergence) = figures(measure, &checkpoint, baseline.as_ref(), prepared)?;
+        let against = theirs.map(|(measurement, blocks)| Against {
+            baseline: measurement,
+            comparison: compare(prepared, &ours.1, &blocks, measure.seed, band),
+            divergence,
+        });
+        reports.push(TextReport::new(source, prepared, ours, against));
     }
+    let tasks = tasks::run(measure, &checkpoint, beside, prepared)?;
 
     let models =
         (describe(measure, &checkpoint)?, baseline.map(|baseline| describe_baseline(measure, baseline)).transpose()?);
-    let report = Report::new(models, resolved, measure.seed, threads, reports);
-    deliver(measure, output, &report)?;
-    let exceeded = measure.limit_ratio.is_some_and(|limit| report.worst_ratio().is_some_and(|ratio| ratio > limit));
+    let results = Results::new(models, resolved, measure.seed, threads, reports, tasks);
+    deliver(measure, output, &results)?;
+    let exceeded = measure.limit_ratio.is_some_and(|limit| results.worst_ratio().is_some_and(|ratio| ratio > limit));
     Ok(if exceeded { Exit::OutsideBound } else { Exit::Done })
+}
+
+/// A measurement with the blocks it is made of.
+type Figures = (Measurement, Vec<Block>);
+
+/// The model's figures on one text, the baseline's, and how far they diverge.
+fn figures(
+    measure: &Measure,
+    checkpoint: &Checkpoint,
+    baseline: Option<&Baseline>,
+    prepared: &Prepared,
+) -> anyhow::Result<(Figures, Option<Figures>, Option<DivergenceReport>)> {
+    if let (Some(Baseline::Model(baseline)), true) = (baseline, measure.divergence) {
+        return diverged(measure, checkpoint, baseline, prepared);
+    }
+    let ours = measured(measure, checkpoint, prepared)?;
+    let theirs = match baseline {
+        Some(Baseline::Model(baseline)) => Some(measured(measure, baseline, prepared)?),
+        Some(Baseline::Stored(stored)) => {
+            Some(stored.find(prepared).map(|(measurement, blocks)| (measurement, blocks.to_vec()))?)
+        }
+        None => None,
+    };
+    Ok((ours, theirs, None))
+}
+
+/// Both models side by side.
+fn diverged(
+    measure: &Measure,
+    checkpoint: &Checkpoint,
+    baseline: &Checkpoint,
+    prepared: &Prepared,
+) -> anyhow::Result<(Figures, Option<Figures>, Option<DivergenceReport>)> {
+    let title = format!("{} beside {} on {}", checkpoint.reference, baseline.reference, prepared.reference);
+    let windows = &prepared.windows;
+    let mut progress = Progress::new(&title, divergence::steps(baseline, checkpoint, windows, measure.memory()), 0);
+    let joint = divergence::run(baseline, checkpoint, windows, measure.memory(), &mut |step| {
+        progress.step(&place(step, windows.len()));
+    })?;
+    progress.finish();
+    let figures =
+        |scores: &[Vec<f32>], seconds| (prepared.measure(scores, measure.seed, seconds), prepared.blocks(scores));
+    Ok((
+        figures(&joint.model_scores(), joint.model_seconds),
+        Some(figures(&joint.baseline_scores(), joint.baseline_seconds)),
+        Some(DivergenceReport::new(prepared, &joint.targets, measure.seed)),
+    ))
 }
 
 /// Cuts every text, and for the baseline too, before anything is scored, so that what is wrong shows at once.
@@ -127,8 +199,10 @@ fn announce(measure: &Measure, threads: usize, resolved: Resolved, texts: &[Text
     if let Some(baseline) = &measure.baseline {
         say(&format!("baseline   {baseline}"));
     }
-    say(&format!("protocol   {}", resolved.title()));
-    say(&format!("           {}", resolved.protocol.formula));
+    if !texts.is_empty() {
+        say(&format!("protocol   {}", resolved.title()));
+        say(&format!("           {}", resolved.protocol.formula));
+    }
     for Text { prepared, .. } in texts {
         let (tokens, windows, scored) = (prepared.tokens, prepared.windows.len(), prepared.tokens_scored());
         say(&format!("text       {}: {tokens} tokens, {windows} windows, {scored} scored", prepared.reference));
@@ -138,22 +212,22 @@ fn announce(measure: &Measure, threads: usize, resolved: Resolved, texts: &[Text
     say(&format!("threads    {threads}; {memory} for hidden states; seed {}", measure.seed));
 }
 
-fn measured(
-    measure: &Measure,
-    checkpoint: &Checkpoint,
-    prepared: &Prepared,
-) -> anyhow::Result<(Measurement, Vec<Block>)> {
+fn measured(measure: &Measure, checkpoint: &Checkpoint, prepared: &Prepared) -> anyhow::Result<Figures> {
     let title = format!("{} on {}", checkpoint.reference, prepared.reference);
     let mut progress = Progress::new(&title, score::steps(checkpoint, &prepared.windows, measure.memory()), 0);
     let started = Instant::now();
     let scores = score(checkpoint, &prepared.windows, measure.memory(), &mut |step| {
-        let place =
-            if step.layer > step.layers { "head".to_owned() } else { format!("layer {}/{}", step.layer, step.layers) };
-        progress.step(&format!("{place}, windows {}–{} of {}", step.first + 1, step.end, prepared.windows.len()));
+        progress.step(&place(step, prepared.windows.len()));
     })?;
     let seconds = started.elapsed().as_secs_f64();
     progress.finish();
     Ok((prepared.measure(&scores, measure.seed, seconds), prepared.blocks(&scores)))
+}
+
+fn place(step: score::Step, windows: usize) -> String {
+    let layer =
+        if step.layer > step.layers { "head".to_owned() } else { format!("layer {}/{}", step.layer, step.layers) };
+    format!("{layer}, windows {}–{} of {windows}", step.first + 1, step.end)
 }
 
 /// Files are hashed only where the hashes are shown.
@@ -169,7 +243,7 @@ fn describe_baseline(measure: &Measure, baseline: Baseline) -> anyhow::Result<Mo
     }
 }
 
-fn deliver(measure: &Measure, output: Option<Output>, report: &Report) -> anyhow::Result<()> {
+fn deliver(measure: &Measure, output: Option<Output>, report: &Results) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(report)?;
     match (output, &measure.json) {
         (Some(output), _) => {

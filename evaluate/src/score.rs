@@ -63,7 +63,7 @@ pub fn score(
 }
 
 /// Consecutive windows whose hidden states fit `memory` together.
-fn batches(windows: &[Window], width: usize, memory: u64) -> Vec<Range<usize>> {
+pub(crate) fn batches(windows: &[Window], width: usize, memory: u64) -> Vec<Range<usize>> {
     let mut batches: Vec<Range<usize>> = Vec::new();
     let mut held = 0;
     for (index, window) in windows.iter().enumerate() {
@@ -81,7 +81,7 @@ fn batches(windows: &[Window], width: usize, memory: u64) -> Vec<Range<usize>> {
 }
 
 /// Hidden states after the last block of all tokens but the last, which nothing is predicted from.
-fn forward(
+pub(crate) fn forward(
     checkpoint: &Checkpoint,
     windows: &[Window],
     report: &mut dyn FnMut(usize),
@@ -97,11 +97,19 @@ fn forward(
 }
 
 fn likelihoods(head: &Head, window: &Window, hidden: &[f32], width: usize) -> Vec<f32> {
-    let rows = (window.scored.start - 1) * width..(window.scored.end - 1) * width;
-    head.negative_log_likelihood(&hidden[rows], window.targets())
+    head.negative_log_likelihood(rows(window, width, hidden), window.targets())
 }
 
-fn check_finite(checkpoint: &Checkpoint, windows: &[Window], scores: &[Vec<f32>]) -> Result<(), EvaluateError> {
+/// The rows of a window's hidden states that its targets are predicted from.
+pub(crate) fn rows<'a>(window: &Window, width: usize, hidden: &'a [f32]) -> &'a [f32] {
+    &hidden[(window.scored.start - 1) * width..(window.scored.end - 1) * width]
+}
+
+pub(crate) fn check_finite(
+    checkpoint: &Checkpoint,
+    windows: &[Window],
+    scores: &[Vec<f32>],
+) -> Result<(), EvaluateError> {
     for (index, scores) in scores.iter().enumerate() {
         if let Some(offset) = scores.iter().position(|score| !score.is_finite()) {
             return Err(EvaluateError::NotFinite {

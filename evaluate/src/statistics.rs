@@ -80,6 +80,24 @@ impl Bootstrap {
     }
 }
 
+/// A figure with its uncertainty; none where there are fewer than two blocks to draw from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    /// The figure.
+    pub value: f64,
+    /// Standard deviation over the draws.
+    pub standard_error: Option<f64>,
+    /// Percentiles 2.5 and 97.5 of the draws.
+    pub interval_95: Option<[f64; 2]>,
+}
+
+impl Estimate {
+    /// `value` with the spread of its bootstrap `draws`.
+    pub fn new(value: f64, draws: Option<&[f64]>) -> Self {
+        Self { value, standard_error: draws.map(standard_deviation), interval_95: draws.map(interval_95) }
+    }
+}
+
 /// The standard deviation of `values` (divisor n − 1).
 pub fn standard_deviation(values: &[f64]) -> f64 {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
@@ -91,6 +109,11 @@ pub fn standard_deviation(values: &[f64]) -> f64 {
 pub fn quantile(values: &[f64], fraction: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
+    quantile_of_sorted(&sorted, fraction)
+}
+
+/// [`quantile`] of values that are in order already.
+pub fn quantile_of_sorted(sorted: &[f64], fraction: f64) -> f64 {
     let place = fraction * (sorted.len() - 1) as f64;
     let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
     low + (high - low) * place.fract()

@@ -31,34 +31,44 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// `q` and `out` are `[tokens, heads * head_width]`, `k` and `v` `[tokens, kv_heads * head_width]`. Runs on the calling
-    /// thread. A row does not depend on later tokens, but for the order of its sums where the sequence ends inside its
+    /// `q` and `out` are `[queries, heads * head_width]`, `k` and `v` `[tokens, kv_heads * head_width]`; the queries are
+    /// those of the last tokens, of all of them where the counts are equal. Runs on the calling thread. A row does not depend on later tokens, but for the order of its sums where the sequence ends inside its
     /// block: a few units in the last place.
     pub fn causal(&self, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
-        let tokens = q.len() / (self.heads * self.head_width);
+        let queries = q.len() / (self.heads * self.head_width);
+        let tokens = k.len() / (self.kv_heads * self.head_width);
         assert_eq!(
             (q.len(), k.len(), v.len()),
             (out.len(), tokens * self.kv_heads * self.head_width, k.len()),
             "shapes of q, k, v and out"
         );
-        let mut scores = vec![0.0; BLOCK.min(tokens) * tokens];
+        assert!(queries <= tokens, "{queries} queries of {tokens} tokens");
+        let mut scores = vec![0.0; BLOCK.min(queries) * tokens];
         for head in 0..self.heads {
-            for first in (0..tokens).step_by(BLOCK) {
-                self.block(head, first..(first + BLOCK).min(tokens), [q, k, v], out, &mut scores);
+            for first in (0..queries).step_by(BLOCK) {
+                self.block(head, first..(first + BLOCK).min(queries), tokens - queries, [q, k, v], out, &mut scores);
             }
         }
     }
 
-    /// The keys that query `t` sees.
+    /// The keys that the token at position `t` sees.
     fn seen(&self, t: usize) -> Range<usize> {
         self.window.map_or(0, |window| (t + 1).saturating_sub(window))..t + 1
     }
 
-    /// One head of the queries `block`.
-    fn block(&self, head: usize, block: Range<usize>, [q, k, v]: [&[f32]; 3], out: &mut [f32], scores: &mut [f32]) {
+    /// One head of the queries `block`, query 0 at position `first`.
+    fn block(
+        &self,
+        head: usize,
+        block: Range<usize>,
+        first: usize,
+        [q, k, v]: [&[f32]; 3],
+        out: &mut [f32],
+        scores: &mut [f32],
+    ) {
         let d = self.head_width;
         let (q_width, kv_width) = (self.heads * d, self.kv_heads * d);
-        let keys = self.seen(block.start).start..block.end;
+        let keys = self.seen(first + block.start).start..first + block.end;
         let (rows, columns) = (block.len(), keys.len());
         let q_at = block.start * q_width + head * d;
         let kv_at = keys.start * kv_width + head / (self.heads / self.kv_heads) * d;
@@ -72,7 +82,7 @@ impl Attention {
         );
         let mut sums = [0.0; BLOCK];
         for ((scores, sum), t) in scores.chunks_exact_mut(columns).zip(&mut sums).zip(block.clone()) {
-            let seen = self.seen(t);
+            let seen = self.seen(first + t);
             *sum = exponentials(scores, seen.start - keys.start..seen.end - keys.start);
         }
         product(
@@ -180,6 +190,27 @@ mod tests {
         let mut out = vec![f32::NAN; q.len()];
         a.causal(&q, &k, &v, &mut out);
         assert!(out.iter().all(|v| v.abs() <= 1.0 + 1e-6));
+    }
+
+    /// The last tokens' queries alone give the rows that all queries together give.
+    #[test]
+    fn queries_of_the_last_tokens() {
+        for window in [None, Some(1), Some(30), Some(90)] {
+            let a = shape(3, 1, 16, window);
+            let [q, k, v] = inputs(&a, 200);
+            let expected = reference(&a, &q, &k, &v);
+            for first in [0, 1, 63, 64, 100, 136, 199] {
+                let mut out = vec![f32::NAN; (200 - first) * 48];
+                a.causal(&q[first * 48..], &k, &v, &mut out);
+                for (got, expected) in out.iter().zip(&expected[first * 48..]) {
+                    assert!(
+                        (f64::from(*got) - expected).abs() <= bound(&a, 200),
+                        "{window:?}, {first}: {got} {expected}"
+                    );
+                }
+            }
+            a.causal(&[], &k, &v, &mut []);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod attention;
 pub mod block_solve;
 pub mod cholesky;
 mod dispatch;
+pub mod divergence;
 pub mod doctor;
 mod exponential;
 pub mod gemm;

@@ -2,6 +2,8 @@
 //!
 //! `nll[r] = log sum_v exp(x[r]·head[v]) - x[r]·head[target[r]]`, in nats.
 //!
+//! [`scores`] gives it for any number of targets a row, with whether each is what the row predicts.
+//!
 //! The vocabulary is walked in tiles of [`COLUMNS`], the rows in tiles of [`ROWS`]. Each row keeps the largest logit so far
 //! and `sum exp(logit - largest)`; a larger one rescales the sum. Tiles are summed in float32, the running sum and the
 //! logarithm are float64.
@@ -17,10 +19,37 @@ const ROWS: usize = 256;
 /// `x` is `[targets.len(), inputs]`, `head` `[vocabulary, inputs]`; the vocabulary is walked in tiles. Runs on the calling
 /// thread.
 pub fn negative_log_likelihood(x: &[f32], head: &[f32], inputs: usize, targets: &[u32]) -> Vec<f32> {
+    let rows: Vec<&[u32]> = targets.chunks(1).collect();
+    let rows = walk(x, head, inputs, &rows);
+    rows.iter().map(|row| row.negative_log_likelihood(row.targets[0].1)).collect()
+}
+
+/// A target's score.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// `log p(target)`, in nats.
+    pub log_probability: f32,
+    /// Whether the target has the largest logit, the first in the vocabulary of those that are equal.
+    pub greedy: bool,
+}
+
+/// The score of each of `targets[r]` after row `r` of `x`, one list a row. Shapes as for [`negative_log_likelihood`].
+pub fn scores(x: &[f32], head: &[f32], inputs: usize, targets: &[&[u32]]) -> Vec<Vec<Score>> {
+    let score = |row: &Row, (target, logit): (usize, f32)| Score {
+        log_probability: -row.negative_log_likelihood(logit),
+        greedy: target == row.top,
+    };
+    let rows = walk(x, head, inputs, targets);
+    rows.iter().map(|row| row.targets.iter().map(|target| score(row, *target)).collect()).collect()
+}
+
+/// Each row's softmax after the whole vocabulary.
+fn walk(x: &[f32], head: &[f32], inputs: usize, targets: &[&[u32]]) -> Vec<Row> {
     let vocabulary = head.len() / inputs;
     assert_eq!((x.len(), head.len()), (targets.len() * inputs, vocabulary * inputs), "shapes of x, head and targets");
-    assert!(targets.iter().all(|target| (*target as usize) < vocabulary), "every target is in the vocabulary");
-    let mut rows: Vec<Row> = targets.iter().map(|target| Row::new(*target)).collect();
+    let inside = targets.iter().flat_map(|targets| *targets).all(|target| (*target as usize) < vocabulary);
+    assert!(inside, "every target is in the vocabulary");
+    let mut rows: Vec<Row> = targets.iter().map(|targets| Row::new(targets)).collect();
     let mut logits = vec![0.0; ROWS.min(targets.len()) * COLUMNS.min(vocabulary)];
     for (tile, head) in head.chunks(COLUMNS * inputs).enumerate() {
         let columns = head.len() / inputs;
@@ -38,38 +67,44 @@ pub fn negative_log_likelihood(x: &[f32], head: &[f32], inputs: usize, targets: 
             }
         }
     }
-    rows.iter().map(Row::negative_log_likelihood).collect()
+    rows
 }
 
 /// The softmax of one row as far as the vocabulary has been walked.
 struct Row {
-    target: usize,
-    target_logit: f32,
+    /// Each target with its logit.
+    targets: Vec<(usize, f32)>,
     largest: f32,
+    /// The first entry whose logit is `largest`.
+    top: usize,
     /// `sum exp(logit - largest)`.
     sum: f64,
 }
 
 impl Row {
-    fn new(target: u32) -> Self {
-        Self { target: target as usize, target_logit: 0.0, largest: f32::NEG_INFINITY, sum: 0.0 }
+    fn new(targets: &[u32]) -> Self {
+        let targets = targets.iter().map(|target| (*target as usize, 0.0)).collect();
+        Self { targets, largest: f32::NEG_INFINITY, top: 0, sum: 0.0 }
     }
 
     /// Takes in the logits of the entries from `first` on, which it overwrites.
     fn add(&mut self, logits: &mut [f32], first: usize) {
-        if let Some(logit) = self.target.checked_sub(first).and_then(|at| logits.get(at)) {
-            self.target_logit = *logit;
+        for (target, logit) in &mut self.targets {
+            if let Some(found) = target.checked_sub(first).and_then(|at| logits.get(at)) {
+                *logit = *found;
+            }
         }
         let highest = largest(logits);
         if highest > self.largest {
             self.sum *= f64::from(self.largest - highest).exp();
             self.largest = highest;
+            self.top = first + logits.iter().position(|logit| *logit == highest).unwrap_or_default();
         }
         self.sum += f64::from(exp_and_sum(logits, self.largest));
     }
 
-    fn negative_log_likelihood(&self) -> f32 {
-        (f64::from(self.largest) - f64::from(self.target_logit) + self.sum.ln()) as f32
+    fn negative_log_likelihood(&self, logit: f32) -> f32 {
+        (f64::from(self.largest) - f64::from(logit) + self.sum.ln()) as f32
     }
 }
 
@@ -121,6 +156,31 @@ mod tests {
             assert_eq!(negative_log_likelihood(&[1.0, 1.0], &head, 1, &targets), [0.0, 1000.0]);
         }
         assert!(negative_log_likelihood(&[f32::NAN], &[1.0, 2.0], 1, &[0])[0].is_nan());
+    }
+
+    #[test]
+    fn several_targets_a_row_score_as_each_does_alone() {
+        let (vocabulary, inputs) = (2500, 24);
+        let (x, head) = (random(3 * inputs, 5), random(vocabulary * inputs, 6));
+        let targets: [&[u32]; 3] = [&[0, 2499, 1024, 0], &[], &[7]];
+        let got = scores(&x, &head, inputs, &targets);
+        assert_eq!(got.iter().map(Vec::len).collect::<Vec<_>>(), [4, 0, 1]);
+        for (row, column) in [(0, 0), (0, 1), (0, 2), (0, 3), (2, 0)] {
+            let mut alone = [0; 3];
+            alone[row] = targets[row][column];
+            let alone = negative_log_likelihood(&x, &head, inputs, &alone)[row];
+            assert_eq!(got[row][column].log_probability, -alone);
+        }
+    }
+
+    #[test]
+    fn the_first_of_the_largest_is_greedy() {
+        let mut head = random(3000, 1);
+        (head[100], head[1500], head[2999]) = (2.0, 3.0, 3.0);
+        let all: Vec<u32> = (0..3000).collect();
+        let got = scores(&[1.0], &head, 1, &[&all]).remove(0);
+        let greedy: Vec<usize> = (0..3000).filter(|at| got[*at].greedy).collect();
+        assert_eq!(greedy, [1500]);
     }
 
     /// A row's tile may be multiplied by another path of the product when it is short: equal but for the sums' order.

@@ -157,8 +157,9 @@ impl Formatter for Spaced {
     }
 }
 
-/// Methods that Python's strings and dictionaries have and Jinja's filters haven't.
-fn method(_: &mut State<'_, '_>, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
+/// Methods that Python's strings and dictionaries have and Jinja's filters haven't: minijinja's callback for unknown ones,
+/// for other templates that were written for Python as well.
+pub fn method(_: &mut State<'_, '_>, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::String => string_method(value.as_str().unwrap_or_default(), name, arguments),
         ValueKind::Map => map_method(value, name, arguments),

@@ -13,14 +13,21 @@
 //! A caller walks `begin`, then `advance` for each stage; between them it may read the input of the stage's linears
 //! ([`Activations::input`]) and replace their weights. [`Block::forward`] walks all four with a tap. Everything runs on
 //! the calling thread: callers work on many windows at once.
+//!
+//! Sequences that begin alike are computed once ([`Branching`]): rows are those of a trunk, then those of each branch
+//! that continues it; keys and values of what comes before the trunk may be given ([`KeyValues`]). All but rope and
+//! attention is row by row and doesn't know the difference.
 
 use crate::{
     Config, ModelError,
     config::{LinearLayout, Rope},
     format::TensorSource,
 };
-use kernels::{activation, attention::Attention, gemm, log_probability, norm::rms_norm, rope::RopeTable};
-use std::sync::{Arc, Mutex, PoisonError};
+use kernels::{activation, attention::Attention, divergence, gemm, log_probability, norm::rms_norm, rope::RopeTable};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// The four groups of linears that share an input, in the order of computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -157,6 +164,52 @@ pub struct Block {
     tables: Arc<RopeTables>,
 }
 
+/// How rows of activations follow each other: a trunk after `before` earlier tokens, and branches that each continue the
+/// trunk and don't see each other. A plain sequence is a trunk alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Branching {
+    /// Tokens before the trunk, whose keys and values are given.
+    pub before: usize,
+    /// Tokens of the trunk.
+    pub trunk: usize,
+    /// Tokens of each branch.
+    pub branches: Vec<usize>,
+}
+
+impl Branching {
+    /// A sequence of `tokens` tokens and nothing before it.
+    pub fn plain(tokens: usize) -> Self {
+        Self { before: 0, trunk: tokens, branches: Vec::new() }
+    }
+
+    /// Rows of activations.
+    pub fn rows(&self) -> usize {
+        self.trunk + self.branches.iter().sum::<usize>()
+    }
+
+    /// Tokens of the longest sequence, what comes before the trunk included.
+    pub fn longest(&self) -> usize {
+        self.before + self.trunk + self.branches.iter().copied().max().unwrap_or(0)
+    }
+}
+
+/// Keys, turned by rope, and values of consecutive tokens in one block: `[tokens, kv_heads * head_width]` each.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KeyValues {
+    /// Keys.
+    pub keys: Vec<f32>,
+    /// Values.
+    pub values: Vec<f32>,
+}
+
+impl KeyValues {
+    /// These and `rows` of `more`, of `width` numbers each.
+    fn and(&self, more: &Self, rows: Range<usize>, width: usize) -> Self {
+        let join = |before: &[f32], more: &[f32]| [before, &more[rows.start * width..rows.end * width]].concat();
+        Self { keys: join(&self.keys, &more.keys), values: join(&self.values, &more.values) }
+    }
+}
+
 /// Activations of one window inside a block.
 pub struct Activations {
     /// The residual stream, `[tokens, hidden_size]`.
@@ -249,10 +302,59 @@ impl Block {
         activations.hidden
     }
 
+    /// The whole block over a trunk and its branches, `hidden` being `[branching.rows(), hidden_size]`; `before` holds keys
+    /// and values of the `branching.before` tokens before the trunk, as this gave them for those in this block. Returns
+    /// the block's output with the keys and values of the trunk.
+    ///
+    /// A row's result depends on its own sequence alone, but for the order of sums: how a sequence is cut into what comes
+    /// before, trunk and branch changes it by a few units in the last place.
+    pub fn forward_branching(
+        &self,
+        hidden: Vec<f32>,
+        branching: &Branching,
+        before: &KeyValues,
+    ) -> (Vec<f32>, KeyValues) {
+        let mut activations = Activations { hidden, input: Vec::new() };
+        self.begin(&mut activations);
+        let trunk = self.attend_branching(&mut activations, branching, before);
+        for stage in [Stage::Output, Stage::GateUp, Stage::Down] {
+            self.advance(stage, &mut activations);
+        }
+        (activations.hidden, trunk)
+    }
+
     fn attend(&self, activations: &mut Activations) {
+        let tokens = activations.input.len() / self.input_width(Stage::Qkv);
+        let (q, own) = self.turned(&activations.input, &Branching::plain(tokens));
+        activations.input.resize(q.len(), 0.0);
+        self.attention.causal(&q, &own.keys, &own.values, &mut activations.input);
+    }
+
+    fn attend_branching(&self, activations: &mut Activations, branching: &Branching, before: &KeyValues) -> KeyValues {
         let Attention { heads, kv_heads, head_width, .. } = self.attention;
-        let [mut q, mut k, v] = self.outputs(Stage::Qkv, &activations.input, [heads, kv_heads, kv_heads], head_width);
-        let tokens = q.len() / (heads * head_width);
+        let (q_width, width) = (heads * head_width, kv_heads * head_width);
+        assert_eq!(before.keys.len(), branching.before * width, "keys of what comes before the trunk");
+        let (q, own) = self.turned(&activations.input, branching);
+        activations.input.resize(q.len(), 0.0);
+        let mut attend = |rows: Range<usize>, seen: &KeyValues| {
+            let rows = rows.start * q_width..rows.end * q_width;
+            self.attention.causal(&q[rows.clone()], &seen.keys, &seen.values, &mut activations.input[rows]);
+        };
+        let trunk = before.and(&own, 0..branching.trunk, width);
+        attend(0..branching.trunk, &trunk);
+        let mut first = branching.trunk;
+        for tokens in &branching.branches {
+            let rows = first..first + tokens;
+            first = rows.end;
+            attend(rows.clone(), &trunk.and(&own, rows, width));
+        }
+        KeyValues::default().and(&own, 0..branching.trunk, width)
+    }
+
+    /// Queries, keys and values of all rows of `x`, queries and keys normed where the family does so and turned by rope.
+    fn turned(&self, x: &[f32], branching: &Branching) -> (Vec<f32>, KeyValues) {
+        let Attention { heads, kv_heads, head_width, .. } = self.attention;
+        let [mut q, mut k, v] = self.outputs(Stage::Qkv, x, [heads, kv_heads, kv_heads], head_width);
         let mut normed = Vec::new();
         for (norm, x) in [(&self.query, &mut q), (&self.key, &mut k)] {
             if let Some(norm) = norm {
@@ -260,11 +362,17 @@ impl Block {
                 std::mem::swap(x, &mut normed);
             }
         }
-        let table = self.tables.table(self.rope, tokens);
-        table.apply(&mut q, heads, head_width, 0);
-        table.apply(&mut k, kv_heads, head_width, 0);
-        activations.input.resize(q.len(), 0.0);
-        self.attention.causal(&q, &k, &v, &mut activations.input);
+        let table = self.tables.table(self.rope, branching.longest());
+        for (x, heads) in [(&mut q, heads), (&mut k, kv_heads)] {
+            let (trunk, mut branches) = x.split_at_mut(branching.trunk * heads * head_width);
+            table.apply(trunk, heads, head_width, branching.before);
+            for tokens in &branching.branches {
+                let (branch, rest) = branches.split_at_mut(tokens * heads * head_width);
+                table.apply(branch, heads, head_width, branching.before + branching.trunk);
+                branches = rest;
+            }
+        }
+        (q, KeyValues { keys: k, values: v })
     }
 
     fn gate(&self, activations: &mut Activations) {
@@ -317,6 +425,28 @@ impl Head {
     /// `-log p(targets[r])` in nats after row `r` of `hidden` (`[targets.len(), hidden_size]`, before the final norm).
     pub fn negative_log_likelihood(&self, hidden: &[f32], targets: &[u32]) -> Vec<f32> {
         log_probability::negative_log_likelihood(&self.normed(hidden), &self.weight, self.config.hidden_size, targets)
+    }
+
+    /// The score of each of `targets[r]` after row `r` of `hidden` (`[targets.len(), hidden_size]`, before the final norm).
+    pub fn scores(&self, hidden: &[f32], targets: &[&[u32]]) -> Vec<Vec<log_probability::Score>> {
+        log_probability::scores(&self.normed(hidden), &self.weight, self.config.hidden_size, targets)
+    }
+
+    /// How far `model` is from this head's model after each row: `hidden` of this one, `models` of the other, both before
+    /// their final norms. The vocabularies have to be equal.
+    pub fn divergence(
+        &self,
+        hidden: &[f32],
+        model: &Self,
+        models: &[f32],
+        targets: &[u32],
+    ) -> Vec<divergence::Divergence> {
+        let (ours, theirs) = (self.normed(hidden), model.normed(models));
+        divergence::divergence(self.side(&ours), model.side(&theirs), targets)
+    }
+
+    fn side<'a>(&'a self, x: &'a [f32]) -> divergence::Side<'a> {
+        divergence::Side { x, head: &self.weight, width: self.config.hidden_size }
     }
 
     /// The logits after each row of `hidden`, `[rows, vocabulary]`.

@@ -8,14 +8,16 @@
 //! | `.parquet` | one a row, from a column |
 //! | anything else | the whole file, which must be UTF-8 |
 //!
-//! Each but Parquet may be compressed (`.gz` behind the ending). A field is text, or a list of chat messages with the
+//! Each but Parquet may be compressed (`.gz` or `.bz2` behind the ending). A field is text, or a list of chat messages with the
 //! keys `role` and `content`, or `from` and `value` (where `human` stands for `user` and `gpt` for `assistant`). A field
 //! that is null is skipped; one that is missing is an error.
 
 mod field;
 mod parquet;
+pub mod records;
 
 use crate::ModelError;
+use bzip2::read::MultiBzDecoder;
 use field::Records;
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
@@ -124,13 +126,26 @@ fn documents(path: &Path, field: Option<&str>) -> Result<Vec<Document>, ModelErr
     }
 }
 
-fn is_compressed(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"))
+/// How a file is compressed, by its last ending.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Compression {
+    None,
+    Gzip,
+    Bzip2,
 }
 
-/// The ending that tells the format, in lower case, without `.gz`.
+fn compression(path: &Path) -> Compression {
+    match path.extension() {
+        Some(extension) if extension.eq_ignore_ascii_case("gz") => Compression::Gzip,
+        Some(extension) if extension.eq_ignore_ascii_case("bz2") => Compression::Bzip2,
+        _ => Compression::None,
+    }
+}
+
+/// The ending that tells the format, in lower case, without `.gz` or `.bz2`.
 fn ending(path: &Path) -> String {
-    let path = if is_compressed(path) { path.with_extension("") } else { path.to_path_buf() };
+    let compressed = compression(path) != Compression::None;
+    let path = if compressed { path.with_extension("") } else { path.to_path_buf() };
     path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default()
 }
 
@@ -138,10 +153,10 @@ fn ending(path: &Path) -> String {
 fn content(path: &Path) -> Result<String, ModelError> {
     let file = File::open(path).map_err(ModelError::io(path))?;
     let mut bytes = Vec::new();
-    if is_compressed(path) {
-        MultiGzDecoder::new(file).take(LARGEST_FILE + 1).read_to_end(&mut bytes)
-    } else {
-        file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)
+    match compression(path) {
+        Compression::Gzip => MultiGzDecoder::new(file).take(LARGEST_FILE + 1).read_to_end(&mut bytes),
+        Compression::Bzip2 => MultiBzDecoder::new(file).take(LARGEST_FILE + 1).read_to_end(&mut bytes),
+        Compression::None => file.take(LARGEST_FILE + 1).read_to_end(&mut bytes),
     }
     .map_err(ModelError::io(path))?;
     if bytes.len() as u64 > LARGEST_FILE {

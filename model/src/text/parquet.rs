@@ -1,8 +1,9 @@
-//! One column of a Parquet file, row by row.
+//! One column of a Parquet file, or all, row by row.
 
 use super::{
     Document,
     field::{Records, choose},
+    records::Record,
 };
 use crate::ModelError;
 use parquet::{
@@ -27,6 +28,24 @@ pub(super) fn documents(path: &Path, field: Option<&str>) -> Result<Vec<Document
     read.unwrap_or_else(|_| Err(ModelError::malformed(path, "damaged Parquet file: its reader gave up")))
 }
 
+/// Every row with all its columns.
+pub(super) fn records(path: &Path) -> Result<Vec<Record>, ModelError> {
+    let file = File::open(path).map_err(ModelError::io(path))?;
+    let read = catch_unwind(AssertUnwindSafe(|| all_rows(path, file)));
+    read.unwrap_or_else(|_| Err(ModelError::malformed(path, "damaged Parquet file: its reader gave up")))
+}
+
+fn all_rows(path: &Path, file: File) -> Result<Vec<Record>, ModelError> {
+    let malformed = |error: ParquetError| ModelError::malformed(path, format!("not a readable Parquet file: {error}"));
+    let reader = SerializedFileReader::new(file).map_err(malformed)?;
+    let rows = reader.get_row_iter(None).map_err(malformed)?;
+    rows.map(|row| {
+        let row = row.map_err(malformed)?;
+        Ok(row.get_column_iter().map(|(name, value)| (name.clone(), json(value))).collect())
+    })
+    .collect()
+}
+
 fn rows(path: &Path, file: File, field: Option<&str>) -> Result<Vec<Document>, ModelError> {
     let malformed = |error: ParquetError| ModelError::malformed(path, format!("not a readable Parquet file: {error}"));
     let reader = SerializedFileReader::new(file).map_err(malformed)?;
@@ -44,7 +63,7 @@ fn rows(path: &Path, file: File, field: Option<&str>) -> Result<Vec<Document>, M
     Ok(records.documents)
 }
 
-/// The value as JSON. Of numbers and dates only their kind is wanted, for the error that they lead to.
+/// The value as JSON. Of dates, maps and decimals only their kind is wanted, for the error that they lead to.
 fn json(field: &Field) -> Value {
     match field {
         Field::Null => Value::Null,
@@ -53,6 +72,16 @@ fn json(field: &Field) -> Value {
         Field::Bytes(bytes) => bytes.as_utf8().map_or(Value::Bool(false), |text| Value::String(text.to_owned())),
         Field::ListInternal(list) => list.elements().iter().map(json).collect(),
         Field::Group(row) => row.get_column_iter().map(|(name, value)| (name.clone(), json(value))).collect(),
+        Field::Byte(number) => (*number).into(),
+        Field::Short(number) => (*number).into(),
+        Field::Int(number) => (*number).into(),
+        Field::Long(number) => (*number).into(),
+        Field::UByte(number) => (*number).into(),
+        Field::UShort(number) => (*number).into(),
+        Field::UInt(number) => (*number).into(),
+        Field::ULong(number) => (*number).into(),
+        Field::Float(number) => (*number).into(),
+        Field::Double(number) => (*number).into(),
         _ => Value::from(0),
     }
 }

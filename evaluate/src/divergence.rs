@@ -1,0 +1,272 @@
+//! How far a model's next-token distributions are from its baseline's, on the same windows.
+//!
+//! ```text
+//! KL(p || q) = Σ_v p(v) (log p(v) − log q(v))       p the baseline's softmax, q the model's, at every target, in nats
+//! same top   = share of targets where both prefer the same token
+//! Δp         = q(t) − p(t) of the target token t;   its mean, and RMS Δp = sqrt(mean Δp²)
+//! correlation of log-likelihoods = cov(log p(t), log q(t)) / (sd · sd)       over targets
+//! ```
+//!
+//! Both models run side by side, one block of either in memory at a time; the heads are multiplied in tiles of the
+//! vocabulary, so neither model's distributions are ever written. Products are float32, sums float64: a model against
+//! itself gives exactly zero. Tokens of a window correlate, so errors come from the block bootstrap over windows.
+
+use crate::{
+    EvaluateError, Prepared,
+    score::{self, Step},
+    statistics::{self, Bootstrap, Estimate},
+    window::Window,
+};
+use kernels::divergence::Divergence;
+use model::Checkpoint;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// What a joint run gives.
+pub struct Joint {
+    /// The divergence at every target of every window.
+    pub targets: Vec<Vec<Divergence>>,
+    /// Wall time of the model's layers and half of the heads'.
+    pub model_seconds: f64,
+    /// Wall time of the baseline's layers and half of the heads'.
+    pub baseline_seconds: f64,
+}
+
+impl Joint {
+    /// Negative log-likelihoods of the model, as [`score::score`] gives them.
+    pub fn model_scores(&self) -> Vec<Vec<f32>> {
+        self.scores(|at| at.model)
+    }
+
+    /// Negative log-likelihoods of the baseline.
+    pub fn baseline_scores(&self) -> Vec<Vec<f32>> {
+        self.scores(|at| at.baseline)
+    }
+
+    fn scores(&self, which: impl Fn(&Divergence) -> f64) -> Vec<Vec<f32>> {
+        self.targets.iter().map(|window| window.iter().map(|at| which(at) as f32).collect()).collect()
+    }
+}
+
+/// The number of [`Step`]s that [`run`] will report.
+pub fn steps(baseline: &Checkpoint, model: &Checkpoint, windows: &[Window], memory: u64) -> u64 {
+    let batches = score::batches(windows, width(baseline, model), memory).len();
+    (batches * (layers(baseline, model) + 1)) as u64
+}
+
+fn width(baseline: &Checkpoint, model: &Checkpoint) -> usize {
+    baseline.config.hidden_size + model.config.hidden_size
+}
+
+fn layers(baseline: &Checkpoint, model: &Checkpoint) -> usize {
+    baseline.config.layers.len() + model.config.layers.len()
+}
+
+/// Runs both models over `windows`, which both cut the text into. At most `memory` bytes of hidden states are kept, both
+/// models' together.
+pub fn run(
+    baseline: &Checkpoint,
+    model: &Checkpoint,
+    windows: &[Window],
+    memory: u64,
+    progress: &mut dyn FnMut(Step),
+) -> Result<Joint, EvaluateError> {
+    let vocabularies = [baseline, model].map(|checkpoint| checkpoint.config.vocabulary);
+    if vocabularies[0] != vocabularies[1] {
+        return Err(EvaluateError::Vocabularies {
+            model: model.reference.clone(),
+            baseline: baseline.reference.clone(),
+            sizes: [vocabularies[1], vocabularies[0]],
+        });
+    }
+    let (layers, mut targets, mut seconds) = (layers(baseline, model), Vec::new(), [Duration::ZERO; 2]);
+    for batch in score::batches(windows, width(baseline, model), memory) {
+        let mut report = |layer| progress(Step { layer, layers, first: batch.start, end: batch.end });
+        let windows = &windows[batch.clone()];
+        let started = Instant::now();
+        let theirs = score::forward(baseline, windows, &mut report)?;
+        seconds[0] += started.elapsed();
+        let started = Instant::now();
+        let ours = score::forward(model, windows, &mut |layer| report(baseline.config.layers.len() + layer))?;
+        seconds[1] += started.elapsed();
+        let started = Instant::now();
+        let heads = [baseline.head()?, model.head()?];
+        let diverged = windows.par_iter().zip(theirs.par_iter().zip(&ours)).with_max_len(1);
+        let diverged = diverged.map(|(window, (theirs, ours))| {
+            let rows = |hidden: &[f32], width: usize| score::rows(window, width, hidden).to_vec();
+            let theirs = rows(theirs, baseline.config.hidden_size);
+            let ours = rows(ours, model.config.hidden_size);
+            heads[0].divergence(&theirs, &heads[1], &ours, window.targets())
+        });
+        targets.extend(diverged.collect::<Vec<_>>());
+        let heads = started.elapsed() / 2;
+        seconds = seconds.map(|seconds| seconds + heads);
+        report(layers + 1);
+    }
+    let [baseline_seconds, model_seconds] = seconds.map(|duration| duration.as_secs_f64());
+    let joint = Joint { targets, model_seconds, baseline_seconds };
+    score::check_finite(baseline, windows, &joint.baseline_scores())?;
+    score::check_finite(model, windows, &joint.model_scores())?;
+    Ok(joint)
+}
+
+/// Divergence figures of one text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DivergenceReport {
+    /// Targets, those scored twice counted twice.
+    pub tokens: usize,
+    /// Mean of KL(baseline || model) in nats.
+    pub kl_mean: Estimate,
+    /// Quantiles of the same, linear between neighbours.
+    pub kl_median: f64,
+    /// 90 % lie below.
+    pub kl_90: f64,
+    /// 95 % lie below.
+    pub kl_95: f64,
+    /// 99 % lie below.
+    pub kl_99: f64,
+    /// 99.9 % lie below.
+    pub kl_99_9: f64,
+    /// The largest.
+    pub kl_max: f64,
+    /// Share of targets where both models prefer the same token.
+    pub same_top: Estimate,
+    /// Mean of the target token's probability, model minus baseline.
+    pub mean_delta_p: Estimate,
+    /// Root mean square of that difference.
+    pub rms_delta_p: Estimate,
+    /// Correlation of the target's log-likelihoods; none where either does not vary.
+    pub correlation: Option<Estimate>,
+}
+
+/// Sums over a window from which every figure with an error is made.
+#[derive(Clone, Copy, Default)]
+struct Moments {
+    count: f64,
+    kl: f64,
+    same_top: f64,
+    delta: f64,
+    delta_squared: f64,
+    /// `Σ a, Σ b, Σ a², Σ b², Σ ab` of the two negative log-likelihoods.
+    likelihoods: [f64; 5],
+}
+
+impl Moments {
+    fn of(targets: &[Divergence]) -> Self {
+        targets.iter().fold(Self::default(), |sum, at| {
+            let (a, b) = (at.baseline, at.model);
+            let delta = (-b).exp() - (-a).exp();
+            sum.plus(&Self {
+                count: 1.0,
+                kl: at.kl,
+                same_top: f64::from(u8::from(at.same_top)),
+                delta,
+                delta_squared: delta * delta,
+                likelihoods: [a, b, a * a, b * b, a * b],
+            })
+        })
+    }
+
+    fn plus(&self, other: &Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            kl: self.kl + other.kl,
+            same_top: self.same_top + other.same_top,
+            delta: self.delta + other.delta,
+            delta_squared: self.delta_squared + other.delta_squared,
+            likelihoods: std::array::from_fn(|at| self.likelihoods[at] + other.likelihoods[at]),
+        }
+    }
+
+    /// Not-a-number where either side does not vary.
+    fn correlation(&self) -> f64 {
+        let [a, b, aa, bb, ab] = self.likelihoods.map(|sum| sum / self.count);
+        let (variance_a, variance_b) = (aa - a * a, bb - b * b);
+        // Rounding of the two differences, relative to what they are differences of.
+        let varies = |variance: f64, square: f64| variance > 1e-12 * square;
+        if varies(variance_a, aa) && varies(variance_b, bb) {
+            ((ab - a * b) / (variance_a * variance_b).sqrt()).clamp(-1.0, 1.0)
+        } else {
+            f64::NAN
+        }
+    }
+}
+
+impl DivergenceReport {
+    /// The figures of `targets`, which holds one list a window.
+    pub fn new(prepared: &Prepared, targets: &[Vec<Divergence>], seed: u64) -> Self {
+        let run = prepared.resolved.overlap();
+        Self::of(targets, Bootstrap { seed, run })
+    }
+
+    fn of(targets: &[Vec<Divergence>], bootstrap: Bootstrap) -> Self {
+        let windows: Vec<Moments> = targets.iter().map(|window| Moments::of(window)).collect();
+        let estimate = |figure: fn(&Moments) -> f64| {
+            let of = |indices: &mut dyn Iterator<Item = usize>| {
+                figure(&indices.fold(Moments::default(), |sum, index| sum.plus(&windows[index])))
+            };
+            let draws = bootstrap.resample(windows.len(), |indices| of(&mut indices.iter().copied()));
+            Estimate::new(of(&mut (0..windows.len())), draws.as_deref())
+        };
+        let mut kl: Vec<f64> = targets.iter().flatten().map(|at| at.kl).collect();
+        kl.sort_by(f64::total_cmp);
+        let quantile = |fraction| statistics::quantile_of_sorted(&kl, fraction);
+        let correlation = estimate(Moments::correlation);
+        Self {
+            tokens: kl.len(),
+            kl_mean: estimate(|m| m.kl / m.count),
+            kl_median: quantile(0.5),
+            kl_90: quantile(0.9),
+            kl_95: quantile(0.95),
+            kl_99: quantile(0.99),
+            kl_99_9: quantile(0.999),
+            kl_max: quantile(1.0),
+            same_top: estimate(|m| m.same_top / m.count),
+            mean_delta_p: estimate(|m| m.delta / m.count),
+            rms_delta_p: estimate(|m| (m.delta_squared / m.count).sqrt()),
+            correlation: (!correlation.value.is_nan()).then_some(correlation),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(kl: f64, same_top: bool, p: f64, q: f64) -> Divergence {
+        Divergence { kl, same_top, baseline: -p.ln(), model: -q.ln() }
+    }
+
+    #[test]
+    fn figures_are_their_formulas() {
+        let targets = vec![
+            vec![at(0.1, true, 0.5, 0.4), at(0.3, false, 0.2, 0.4)],
+            vec![at(0.0, true, 0.9, 0.9), at(0.2, true, 0.25, 0.05)],
+        ];
+        let report = DivergenceReport::of(&targets, Bootstrap { seed: 0, run: 1 });
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
+        close(report.kl_mean.value, 0.15);
+        close(report.kl_median, 0.15);
+        close(report.kl_90, 0.2 + 0.7 * 0.1);
+        close(report.kl_max, 0.3);
+        close(report.same_top.value, 0.75);
+        close(report.mean_delta_p.value, (-0.1 + 0.2 - 0.2) / 4.0);
+        close(report.rms_delta_p.value, ((0.01 + 0.04 + 0.04) / 4.0_f64).sqrt());
+        let (a, b) = ([0.5, 0.2, 0.9, 0.25_f64].map(f64::ln), [0.4, 0.4, 0.9, 0.05_f64].map(f64::ln));
+        let mean = |x: [f64; 4]| x.iter().sum::<f64>() / 4.0;
+        let covariance =
+            |x: [f64; 4], y: [f64; 4]| x.iter().zip(y).map(|(x_i, y_i)| (x_i - mean(x)) * (y_i - mean(y))).sum::<f64>();
+        let expected = covariance(a, b) / (covariance(a, a) * covariance(b, b)).sqrt();
+        close(report.correlation.unwrap().value, expected);
+        // Two blocks: a draw holds both, or one of them twice.
+        assert_eq!(report.kl_mean.interval_95.unwrap().map(|end| (end * 1e6).round()), [1e5, 2e5]);
+    }
+
+    #[test]
+    fn one_window_has_no_error_and_constants_no_correlation() {
+        let report = DivergenceReport::of(&[vec![at(0.0, true, 0.5, 0.5); 3]], Bootstrap { seed: 0, run: 1 });
+        assert_eq!((report.kl_mean.value, report.kl_mean.interval_95, report.correlation), (0.0, None, None));
+        assert_eq!((report.same_top.value, report.rms_delta_p.value), (1.0, 0.0));
+    }
+}

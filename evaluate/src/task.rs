@@ -1,0 +1,317 @@
+//! A benchmark task as a file: where its data lies, how an item becomes a prompt, how it is scored.
+//!
+//! The built-in tasks are such files (`evaluate/tasks/*.toml`), and a user's own is read the same way. Keys that mean
+//! nothing here are errors by name.
+//!
+//! ```toml
+//! name = "capitals"                              # what --tasks and records call it
+//! about = "European capitals"                    # one line for `evaluate tasks`
+//! prompt_source = "our own"                      # whose prompt it is
+//! items = 40                                     # how many the published set has (optional)
+//! shots = 0                                      # solved examples before each question, the first of their file
+//! metrics = ["acc", "acc_norm"]                  # the first decides what counts as correct
+//!
+//! [data]
+//! test = ["capitals/test.jsonl"]                 # under --data; the first pattern that finds files; {subject}, * and ?
+//! shots = ["capitals/dev.jsonl"]
+//!
+//! [fields]                                       # further fields, as expressions over those of the record
+//! wrong = "[other1, other2]"
+//!
+//! [prompt]
+//! context = "What is the capital of {{ country }}?"
+//! choices = "[capital] + wrong"                  # an expression: a list of texts
+//! answer = "0"                                   # an expression: the index of the right choice
+//! ```
+//!
+//! `[data]` also takes `columns` (names of a CSV file without a first row of names), `lines` (names of the lines that make
+//! a record of a text file) and `labels` (a file of one label a line, which become the field `label`); `[prompt]` also
+//! `description` (before the shots), `contexts` in place of `context` (an expression: one context a choice), `answers` in
+//! place of `answer` (an expression: 0 or 1 a choice), `delimiter` (between context and choice, a space) and `separator`
+//! (between shots, a blank line). `[names]` gives subjects a name for prompts (`subject_name`; else the subject's with
+//! spaces for underscores), `[categories]` lists the subjects of each category.
+
+pub mod data;
+pub mod prompt;
+
+use crate::EvaluateError;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fs, path::Path};
+
+/// A task.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// What `--tasks` and records call it.
+    pub name: String,
+    /// What it is, in a line.
+    pub about: String,
+    /// Whose prompt it is.
+    pub prompt_source: String,
+    /// Items of the published set.
+    pub items: Option<usize>,
+    /// Solved examples before each question.
+    #[serde(default)]
+    pub shots: usize,
+    /// What is computed; the first decides what counts as correct.
+    pub metrics: Vec<Metric>,
+    /// Where the data lies.
+    pub data: Data,
+    /// Further fields of a record, as expressions, in order.
+    #[serde(default)]
+    pub fields: toml::Table,
+    /// How a record becomes a prompt.
+    pub prompt: Prompt,
+    /// Names of subjects for prompts.
+    #[serde(default)]
+    pub names: BTreeMap<String, String>,
+    /// The subjects of each category.
+    #[serde(default)]
+    pub categories: BTreeMap<String, Vec<String>>,
+}
+
+/// Where a task's data lies.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Patterns of the files with the items.
+    pub test: Vec<String>,
+    /// Patterns of the files with the solved examples.
+    #[serde(default)]
+    pub shots: Vec<String>,
+    /// Names of the columns of a CSV file without a first row of names.
+    #[serde(default)]
+    pub columns: Vec<String>,
+    /// Names of the lines that make a record of a text file.
+    #[serde(default)]
+    pub lines: Vec<String>,
+    /// A file of one label a line for the items.
+    pub labels: Option<String>,
+}
+
+/// How a record becomes a prompt: templates, and expressions where said so.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prompt {
+    /// Before the shots.
+    #[serde(default)]
+    pub description: String,
+    /// The question.
+    pub context: Option<String>,
+    /// An expression: one context a choice.
+    pub contexts: Option<String>,
+    /// An expression: the texts to choose from.
+    pub choices: String,
+    /// An expression: the index of the right choice.
+    pub answer: Option<String>,
+    /// An expression: for each choice, whether it is right.
+    pub answers: Option<String>,
+    /// Between context and choice.
+    #[serde(default = "space")]
+    pub delimiter: String,
+    /// Between shots.
+    #[serde(default = "blank_line")]
+    pub separator: String,
+}
+
+fn space() -> String {
+    " ".to_owned()
+}
+
+fn blank_line() -> String {
+    "\n\n".to_owned()
+}
+
+/// What is computed of an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// The choice of the largest log-likelihood is the right one.
+    Acc,
+    /// As `acc`, log-likelihoods divided by the choice's Unicode characters.
+    AccNorm,
+    /// As `acc`, log-likelihoods divided by the choice's UTF-8 bytes.
+    AccBytes,
+    /// As `acc`, log-likelihoods divided by the continuation's tokens.
+    AccToken,
+    /// The model would write the only choice itself: each of its tokens is the most probable.
+    AccGreedy,
+    /// `exp(−mean log-likelihood)` of the right choice over items.
+    Perplexity,
+    /// Probability of the right choices over that of all.
+    Mc2,
+}
+
+impl Metric {
+    /// Every metric.
+    pub const ALL: [Self; 7] =
+        [Self::Acc, Self::AccNorm, Self::AccBytes, Self::AccToken, Self::AccGreedy, Self::Perplexity, Self::Mc2];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Acc => "acc",
+            Self::AccNorm => "acc_norm",
+            Self::AccBytes => "acc_bytes",
+            Self::AccToken => "acc_token",
+            Self::AccGreedy => "acc_greedy",
+            Self::Perplexity => "perplexity",
+            Self::Mc2 => "mc2",
+        }
+    }
+
+    /// How it is computed, in a line.
+    pub fn explain(self) -> &'static str {
+        match self {
+            Self::Acc => {
+                "the choice with the largest sum of log-probabilities of its tokens is right (the first of equals)"
+            }
+            Self::AccNorm => "as acc, the sum divided by the choice's Unicode characters, delimiter not counted",
+            Self::AccBytes => "as acc, the sum divided by the choice's UTF-8 bytes, delimiter not counted",
+            Self::AccToken => "as acc, the sum divided by the number of tokens",
+            Self::AccGreedy => "each token of the choice is the most probable one (lm-evaluation-harness calls it acc)",
+            Self::Perplexity => "exp of minus the mean over items of the choice's log-probability",
+            Self::Mc2 => "sum of the right choices' probabilities over the sum of all choices'",
+        }
+    }
+
+    /// Whether an item is either right or wrong by it.
+    pub fn is_binary(self) -> bool {
+        !matches!(self, Self::Perplexity | Self::Mc2)
+    }
+}
+
+impl std::fmt::Display for Metric {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The built-in tasks' files.
+const BUILT_IN: &[(&str, &str)] = &[
+    ("mmlu", include_str!("../tasks/mmlu.toml")),
+    ("ceval", include_str!("../tasks/ceval.toml")),
+    ("ceval_official", include_str!("../tasks/ceval_official.toml")),
+    ("cmmlu", include_str!("../tasks/cmmlu.toml")),
+    ("arc_easy", include_str!("../tasks/arc_easy.toml")),
+    ("arc_challenge", include_str!("../tasks/arc_challenge.toml")),
+    ("hellaswag", include_str!("../tasks/hellaswag.toml")),
+    ("piqa", include_str!("../tasks/piqa.toml")),
+    ("winogrande", include_str!("../tasks/winogrande.toml")),
+    ("lambada", include_str!("../tasks/lambada.toml")),
+    ("truthfulqa_mc1", include_str!("../tasks/truthfulqa_mc1.toml")),
+    ("truthfulqa_mc2", include_str!("../tasks/truthfulqa_mc2.toml")),
+];
+
+impl Task {
+    /// Every built-in task.
+    pub fn built_in() -> Result<Vec<Self>, EvaluateError> {
+        BUILT_IN.iter().map(|(name, text)| Self::parse(&format!("{name}.toml"), text)).collect()
+    }
+
+    /// The built-in task called `name`, or the one in the file `name`, which then ends in `.toml`.
+    pub fn open(name: &str) -> Result<Self, EvaluateError> {
+        if let Some((_, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
+            return Self::parse(name, text);
+        }
+        let wrong = |what: String| EvaluateError::Task { task: name.to_owned(), what };
+        if !Path::new(name).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml")) {
+            let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+            return Err(wrong(format!("there is no such task; there are {}, or give a .toml file", names.join(", "))));
+        }
+        let text = fs::read_to_string(name).map_err(|error| wrong(error.to_string()))?;
+        Self::parse(name, &text)
+    }
+
+    fn parse(name: &str, text: &str) -> Result<Self, EvaluateError> {
+        let wrong = |what: String| EvaluateError::Task { task: name.to_owned(), what };
+        let task: Self = toml::from_str(text).map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
+        task.check().map_err(wrong)?;
+        Ok(task)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let sound = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c));
+        if !sound(&self.name) || self.name.starts_with('.') {
+            return Err(format!("`name` is `{}`: letters, digits, `_`, `-` and `.` make a name", self.name));
+        }
+        let prompt = &self.prompt;
+        if prompt.context.is_some() == prompt.contexts.is_some() {
+            return Err("give one of `prompt.context` and `prompt.contexts`".to_owned());
+        }
+        if prompt.answer.is_some() == prompt.answers.is_some() {
+            return Err("give one of `prompt.answer` and `prompt.answers`".to_owned());
+        }
+        let primary = self.metrics.first().ok_or("`metrics` names none")?;
+        let marked = self.metrics.iter().filter(|metric| **metric == Metric::Mc2).count();
+        if marked != if prompt.answers.is_some() { self.metrics.len() } else { 0 } {
+            return Err(format!("`prompt.answers` goes with the metric `mc2` and with no other, not with `{primary}`"));
+        }
+        if self.data.test.is_empty() {
+            return Err("`data.test` names no file".to_owned());
+        }
+        match self.fields.iter().find(|(_, expression)| !expression.is_str()) {
+            Some((name, _)) => Err(format!("`fields.{name}` is not an expression in quotes")),
+            None => Ok(()),
+        }
+    }
+
+    /// The metric that decides what counts as correct.
+    pub fn primary(&self) -> Metric {
+        self.metrics[0]
+    }
+
+    /// The category of `subject`.
+    pub fn category(&self, subject: &str) -> Option<&str> {
+        let holds = |(_, subjects): &(&String, &Vec<String>)| subjects.iter().any(|listed| listed == subject);
+        self.categories.iter().find(holds).map(|(category, _)| category.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in_tasks_are_sound_and_called_as_their_files() {
+        let tasks = Task::built_in().unwrap();
+        for (task, (name, _)) in tasks.iter().zip(BUILT_IN) {
+            assert_eq!(task.name, *name);
+        }
+        let counts = |name: &str| {
+            let task = tasks.iter().find(|task| task.name == name).unwrap();
+            task.categories.values().map(Vec::len).collect::<Vec<_>>()
+        };
+        // humanities, other, social sciences, stem; and C-Eval's four in the order of their names.
+        assert_eq!(counts("mmlu"), [13, 13, 12, 19]);
+        assert_eq!(counts("ceval"), [11, 11, 10, 20]);
+        assert_eq!(tasks.iter().find(|task| task.name == "cmmlu").unwrap().names.len(), 67);
+    }
+
+    const SOUND: &str = "name = 't'\nabout = ''\nprompt_source = ''\nmetrics = ['acc']\n[data]\ntest = ['t.jsonl']\n\
+        [prompt]\ncontext = ''\nchoices = '[]'\nanswer = '0'\n";
+
+    #[test]
+    fn what_a_file_may_not_hold_is_an_error_by_name() {
+        assert!(Task::parse("t", SOUND).is_ok());
+        let refused = |from: &str, to: &str| {
+            assert!(SOUND.contains(from));
+            Task::parse("t.toml", &SOUND.replace(from, to)).unwrap_err().to_string()
+        };
+        assert!(refused("context = ''", "context = ''\ndoc_to_text = ''").contains("doc_to_text"));
+        assert!(refused("['acc']", "['accuracy']").contains("accuracy"));
+        assert!(refused("['acc']", "[]").contains("metrics"));
+        assert!(refused("answer = '0'", "answer = '0'\nanswers = '[0]'").contains("one of"));
+        assert!(refused("answer =", "answers =").contains("mc2"));
+        assert!(refused("context = ''", "contexts = ''\ncontext = ''").contains("one of"));
+        assert!(refused("'t'", "'../t'").contains("name"));
+        assert!(refused("[prompt]", "[fields]\nx = 3\n[prompt]").contains("fields.x"));
+    }
+
+    #[test]
+    fn unknown_tasks_are_answered_with_those_there_are() {
+        let error = Task::open("arc").unwrap_err().to_string();
+        assert!(error.contains("arc_easy") && error.contains(".toml"), "{error}");
+        assert!(Task::open("no/such/file.toml").is_err());
+    }
+}

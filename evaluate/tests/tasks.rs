@@ -1,0 +1,342 @@
+//! Tasks on a toy model: likelihoods against plain forward passes, and the commands around tasks.
+
+#![allow(clippy::unwrap_used)]
+
+mod toy;
+
+use assert_cmd::Command;
+use evaluate::{
+    likelihood::{Encoder, Likelihood, Request, score},
+    task::{
+        Task,
+        data::TaskData,
+        prompt::{Answer, Item, Pair, Templates},
+    },
+};
+use model::Checkpoint;
+use serde_json::Value;
+use std::{fs, path::Path};
+use tempfile::TempDir;
+use toy::Toy;
+
+/// Sums of float32 likelihoods of a few tokens, hidden states differing in the order of sums.
+const TOLERANCE: f64 = 5e-5;
+
+/// Log-probability of `tokens[start..]`, and whether each is the most probable, by softmax over all logits in float64.
+fn reference(checkpoint: &Checkpoint, tokens: &[u32], start: usize) -> (f64, bool) {
+    let hidden = checkpoint.hidden_states(&tokens[..tokens.len() - 1]).unwrap();
+    let logits = checkpoint.head().unwrap().logits(&hidden);
+    let rows: Vec<&[f32]> = logits.chunks_exact(checkpoint.config.vocabulary).collect();
+    let (mut sum, mut greedy) = (0.0, true);
+    for position in start..tokens.len() {
+        let (row, target) = (rows[position - 1], tokens[position] as usize);
+        let total: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+        sum += f64::from(row[target]) - total.ln();
+        greedy &= row.iter().all(|logit| *logit <= row[target]);
+    }
+    (sum, greedy)
+}
+
+fn words(numbers: &[u32]) -> String {
+    numbers.iter().map(|number| format!("w{}", 2 + number % 37)).collect::<Vec<_>>().join(" ")
+}
+
+/// An item of `choices` after `prefix` and `context`, all given as numbers of words.
+fn item(prefix: &[u32], context: &[u32], choices: &[&[u32]]) -> Item {
+    let prefix = if prefix.is_empty() { String::new() } else { format!("{}\n\n", words(prefix)) };
+    let pair = |choice: &&[u32]| Pair {
+        context: format!("{prefix}{}", words(context)).into(),
+        continuation: format!(" {}", words(choice)),
+        choice: words(choice),
+    };
+    let pairs = choices.iter().map(pair).collect();
+    Item { id: format!("{context:?}"), subject: None, prefix: prefix.as_str().into(), pairs, answer: Answer::One(0) }
+}
+
+fn items() -> Vec<Item> {
+    let shots: Vec<u32> = (0..24).map(|i| i * i + 3).collect();
+    vec![
+        item(&shots, &[1, 2, 3], &[&[5], &[6], &[7], &[8]]),
+        item(&shots, &[4], &[&[5, 6, 7], &[5, 6], &[9, 1, 2, 3, 4]]),
+        item(&[], &[9, 8, 7, 6], &[&[5], &[6, 5, 4]]),
+        item(&[], &[], &[&[5, 3], &[6]]),
+        item(&[1, 2], &[11, 12], &[&[5, 3]]),
+        item(&shots, &[4, 4], &[&[1, 1], &[1, 2]]),
+    ]
+}
+
+fn requests(checkpoint: &Checkpoint, items: &[Item]) -> Vec<Request> {
+    Encoder::new(checkpoint, checkpoint.config.max_positions).requests(items).unwrap()
+}
+
+fn scored(checkpoint: &Checkpoint, requests: &[Request], memory: u64, threads: usize) -> Vec<Vec<Likelihood>> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    pool.install(|| score(checkpoint, requests, memory, &mut |_| {}).unwrap())
+}
+
+#[test]
+fn likelihoods_are_those_of_whole_sequences() {
+    for bos in [false, true] {
+        let (_folder, checkpoint) = Toy { bos, ..Toy::PLAIN }.open();
+        let requests = requests(&checkpoint, &items());
+        assert!(requests[0].prefix >= 24 && requests[2].prefix == 0 && requests[4].prefix == 0);
+        let scores = scored(&checkpoint, &requests, 1 << 30, 2);
+        for (request, scores) in requests.iter().zip(&scores) {
+            assert_eq!(request.sequences.len(), scores.len());
+            for (sequence, ours) in request.sequences.iter().zip(scores) {
+                let (expected, greedy) = reference(&checkpoint, &sequence.tokens, sequence.start);
+                assert!((ours.log_probability - expected).abs() < TOLERANCE, "{ours:?} {expected}");
+                assert_eq!((ours.tokens, ours.greedy), (sequence.tokens.len() - sequence.start, greedy));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_item_scores_the_same_to_the_bit_in_any_company() {
+    let (_folder, checkpoint) = Toy::PLAIN.open();
+    let requests = requests(&checkpoint, &items());
+    let together = scored(&checkpoint, &requests, 1 << 30, 2);
+    for (memory, threads) in [(1 << 30, 1), (0, 3), (2000, 2)] {
+        assert_eq!(scored(&checkpoint, &requests, memory, threads), together);
+    }
+    let backwards: Vec<Request> = requests.iter().rev().cloned().collect();
+    let reversed: Vec<_> = scored(&checkpoint, &backwards, 1 << 30, 2).into_iter().rev().collect();
+    assert_eq!(reversed, together);
+    for (request, expected) in requests.iter().zip(&together) {
+        assert_eq!(&scored(&checkpoint, std::slice::from_ref(request), 1 << 30, 1)[0], expected);
+    }
+}
+
+#[test]
+fn contexts_too_long_lose_their_beginning_and_continuations_never_are_empty() {
+    let (_folder, checkpoint) = Toy::PLAIN.open();
+    let encoder = Encoder::new(&checkpoint, 64);
+    let long: Vec<u32> = (0..100).collect();
+    let request = encoder.request(&item(&[], &long, &[&[5], &[6, 7]])).unwrap();
+    assert!(request.truncated);
+    // 64 tokens are fed, and the last is not.
+    assert!(request.sequences.iter().all(|sequence| sequence.tokens.len() == 65));
+    assert_eq!(request.sequences.iter().map(|s| s.tokens.len() - s.start).collect::<Vec<_>>(), [1, 2]);
+    let error = encoder.request(&item(&[], &[1], &[&long])).unwrap_err().to_string();
+    assert!(error.contains("no room for context"), "{error}");
+    // The context's last word grows into another: the whole's last token is scored, and that is said.
+    let grown = Item {
+        pairs: vec![Pair { context: "w3 w4".into(), continuation: "x w5".into(), choice: "x w5".into() }],
+        ..item(&[], &[], &[])
+    };
+    let request = encoder.request(&grown).unwrap();
+    assert!(request.spanned && request.sequences[0].start == 1 && request.sequences[0].tokens.len() == 3);
+    // White space at the end of a context belongs to what follows.
+    let spaced = Item {
+        pairs: vec![Pair { context: "w3 ".into(), continuation: "w5".into(), choice: "w5".into() }],
+        ..item(&[], &[], &[])
+    };
+    let request = encoder.request(&spaced).unwrap();
+    assert!(!request.spanned && request.sequences[0].start == 1);
+}
+
+/// The items of a built-in task from files in `folder`.
+fn published(name: &str, folder: &Path, shots: usize) -> Result<Vec<Item>, String> {
+    let task = Task::open(name).unwrap();
+    let data = TaskData::read(&task, &[folder.to_path_buf()], shots > 0).map_err(|error| error.to_string())?;
+    let mut templates = Templates::new(&task).unwrap();
+    let items = data.rows.iter().map(|row| templates.item(row, &data, shots));
+    items.collect::<Result<_, _>>().map_err(|error| error.to_string())
+}
+
+#[test]
+fn files_are_read_in_the_shapes_in_which_they_are_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    };
+    let header = "id,question,A,B,C,D,answer,explanation\n";
+    write("ceval/val/law_val.csv", &format!("{header}0,\"甲，\n乙\",一,二,三,四,B,\n1,丙,一,二,三,四,D,因为\n"));
+    write("ceval/dev/law_dev.csv", &format!("{header}0,丁,一,二,三,四,A,因为\n"));
+    let items = published("ceval", folder.path(), 1).unwrap();
+    let expected = "以下是中国关于法学的单项选择题，请选出其中的正确答案。\n\n丁\nA. 一\nB. 二\nC. 三\nD. 四\n答案： A\n\n\
+        甲，\n乙\nA. 一\nB. 二\nC. 三\nD. 四\n答案：";
+    assert_eq!((&*items[0].pairs[0].context, &items[0].answer, &*items[1].id), (expected, &Answer::One(1), "law/1"));
+    let official = published("ceval_official", folder.path(), 1).unwrap();
+    assert!(
+        official[0].pairs[0].context.contains("法学考试的") && official[0].pairs[0].context.contains("答案：A\n\n甲")
+    );
+
+    write("mmlu/test/virology_test.csv", "\"Is a, b?\",no,yes,maybe,never,C\n");
+    write("mmlu/dev/virology_dev.csv", "Q?,1,2,3,4,A\n");
+    let items = published("mmlu", folder.path(), 1).unwrap();
+    assert!(items[0].pairs[0].context.ends_with("Answer: A\n\nIs a, b?\nA. no\nB. yes\nC. maybe\nD. never\nAnswer:"));
+    assert_eq!(items[0].answer, Answer::One(2));
+
+    write(
+        "truthfulqa/mc_task.json",
+        r#"[{"question": "Q?", "mc1_targets": {"yes": 1, "no": 0},
+        "mc2_targets": {"no": 0, "yes": 1, "well": 1}}]"#,
+    );
+    assert_eq!(published("truthfulqa_mc1", folder.path(), 0).unwrap()[0].answer, Answer::One(0));
+    let items = published("truthfulqa_mc2", folder.path(), 0).unwrap();
+    assert_eq!(
+        (items[0].pairs[2].choice.as_str(), &items[0].answer),
+        ("well", &Answer::Marks(vec![false, true, true]))
+    );
+
+    write("piqa/valid.jsonl", "{\"goal\": \"g\", \"sol1\": \"a\", \"sol2\": \"b\"}\n");
+    assert!(published("piqa", folder.path(), 0).unwrap_err().contains("valid-labels.lst"));
+    write("piqa/valid-labels.lst", "1\n0\n");
+    assert!(published("piqa", folder.path(), 0).unwrap_err().contains("2 labels"));
+    write("piqa/valid-labels.lst", "1\n");
+    assert_eq!(published("piqa", folder.path(), 0).unwrap()[0].answer, Answer::One(1));
+}
+
+fn evaluate(arguments: &[&str]) -> std::process::Output {
+    let mut command = Command::cargo_bin("evaluate").unwrap();
+    command.args(arguments).env_remove("CALIPER_LOG").env_remove("CALIPER_DATA").output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn path(folder: &TempDir) -> &str {
+    folder.path().to_str().unwrap()
+}
+
+const TASK: &str = r#"
+name = "words"
+about = "Which word follows"
+prompt_source = "the tests"
+shots = 2
+metrics = ["acc", "acc_norm"]
+
+[data]
+test = ["words/{subject}.jsonl"]
+shots = ["words/{subject}.shots.csv"]
+columns = ["q", "a", "b", "gold"]
+
+[fields]
+options = "[a, b]"
+
+[prompt]
+description = "Of {{ subject_name }}:\n\n"
+context = "{{ q }}"
+choices = "options"
+answer = "gold | int"
+"#;
+
+/// A task file and its data: two subjects of twelve items.
+fn task(folder: &Path) -> String {
+    fs::create_dir(folder.join("words")).unwrap();
+    for (subject, offset) in [("first_one", 0), ("other", 50)] {
+        let line = |index: u32| {
+            let [q, a, b] = [3, 5, 7].map(|factor| words(&[index * factor + offset, index + factor]));
+            format!("{{\"q\": \"{q}\", \"a\": \"{a}\", \"b\": \"{b}\", \"gold\": {}}}\n", index % 2)
+        };
+        fs::write(folder.join(format!("words/{subject}.jsonl")), (0..12).map(line).collect::<String>()).unwrap();
+        fs::write(folder.join(format!("words/{subject}.shots.csv")), "w2,w3,w4,1\nw5,w6 w7,w8,0\n").unwrap();
+    }
+    let file = folder.join("words.toml");
+    fs::write(&file, TASK).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_task_of_ones_own_runs_against_a_baseline_and_its_records_compare() {
+    let (model, base) = (Toy { shift: 0.02, ..Toy::PLAIN }.write(), Toy::PLAIN.write());
+    let (folder, records) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = task(folder.path());
+    let arguments = [path(&model), "--baseline", path(&base), "--tasks", &file, "--data", path(&folder)];
+    let run = evaluate(&[&arguments[..], &["--records", path(&records), "--json"]].concat());
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+    let settings = text(&run.stderr);
+    assert!(settings.contains("words: 24 of 24 items, shots 2") && settings.contains("chat template not applied"));
+    assert!(settings.contains("BOS        none: the tokenizer adds none"), "{settings}");
+    let json: Value = serde_json::from_slice(&run.stdout).unwrap();
+    let report = &json["tasks"][0];
+    assert_eq!(
+        (&report["task"], &report["available"], &report["model"]["items"]),
+        (&"words".into(), &24.into(), &24.into())
+    );
+    assert_eq!(report["model"]["metrics"][0]["metric"], "acc");
+    assert_eq!(report["model"]["subjects"].as_array().unwrap().len(), 2);
+    assert_eq!(report["files"].as_array().unwrap().len(), 4);
+    assert!(json.get("perplexity").is_none() && json.get("texts").is_none());
+
+    let lines = fs::read_to_string(records.path().join("words.jsonl")).unwrap();
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["id"], &first["answer"], &first["schema"]), (&"first_one/0".into(), &0.into(), &1.into()));
+    assert_eq!((lines.lines().count(), first["log_probabilities"].as_array().unwrap().len()), (24, 2));
+
+    let baseline = records.path().join("baseline");
+    let compared = evaluate(&["compare", baseline.to_str().unwrap(), path(&records), "--json"]);
+    let compared: Value = serde_json::from_slice(&compared.stdout).unwrap();
+    assert_eq!(compared["runs"][0]["tasks"][0], report["paired"]);
+    let tables = evaluate(&["compare", baseline.to_str().unwrap(), path(&records), path(&records), "--show-flips"]);
+    let tables = text(&tables.stdout);
+    assert!(tables.contains("McNemar p") && tables.contains("baseline picks"), "{tables}");
+
+    // The tables, a model against itself, and few items drawn the same way each time.
+    let itself = [path(&base), "--baseline", path(&base), "--tasks", &file, "--data", path(&folder), "--limit", "5"];
+    let run = evaluate(&itself);
+    let tables = text(&run.stdout);
+    assert!(tables.contains("5 of 24") && tables.contains("+0.0000 … +0.0000"), "{tables}");
+    let drawn = |seed| {
+        let out = tempfile::tempdir().unwrap();
+        evaluate(&[&itself[..], &["--seed", seed, "--records", path(&out)]].concat());
+        fs::read_to_string(out.path().join("words.jsonl")).unwrap()
+    };
+    assert_eq!(drawn("1"), drawn("1"));
+    assert_ne!(drawn("1"), drawn("2"));
+    let whole: Vec<&str> = lines.lines().map(|line| line.split("\"prompt_sha256\"").next().unwrap()).collect();
+    assert!(drawn("1").lines().all(|line| whole.contains(&line.split("\"prompt_sha256\"").next().unwrap())));
+}
+
+#[test]
+fn tasks_are_listed_and_shown() {
+    let (model, folder) = (Toy { bos: true, ..Toy::PLAIN }.write(), tempfile::tempdir().unwrap());
+    let file = task(folder.path());
+    insta::assert_snapshot!("list", text(&evaluate(&["tasks", "--data", "nowhere"]).stdout));
+    let shown = evaluate(&["show", &file, path(&model), "--item", "13", "--data", path(&folder)]);
+    assert_eq!(shown.status.code(), Some(0), "{}", text(&shown.stderr));
+    insta::assert_snapshot!("show", text(&shown.stdout));
+}
+
+#[test]
+fn what_is_wrong_with_a_task_is_said_in_a_sentence() {
+    let (model, folder) = (Toy::PLAIN.write(), tempfile::tempdir().unwrap());
+    let file = task(folder.path());
+    let (model, data) = (path(&model), path(&folder));
+    let other = folder.path().join("other.toml");
+    fs::write(&other, TASK.replace("about", "doc_to_text")).unwrap();
+    let result = folder.path().join("base.json");
+    let words = folder.path().join("text.txt");
+    fs::write(&words, toy::text(300)).unwrap();
+    let (other, words) = (other.to_str().unwrap(), words.to_str().unwrap());
+    let attached = format!("--json={}", result.display());
+    assert_eq!(evaluate(&[model, "--perplexity", words, &attached]).status.code(), Some(0));
+    let stored = result.to_str().unwrap();
+    let cases: &[(&str, &[&str])] = &[
+        ("no such task", &[model, "--tasks", "arc"]),
+        ("no data", &[model, "--tasks", "piqa", "--data", data]),
+        ("unknown key", &[model, "--tasks", other, "--data", data]),
+        ("too many shots", &[model, "--tasks", &file, "--data", data, "--shots", "3"]),
+        ("twice", &[model, "--tasks", &format!("{file},{file}"), "--data", data]),
+        ("stored baseline", &[model, "--baseline", stored, "--tasks", &file, "--data", data]),
+        ("stored divergence", &[model, "--baseline", stored, "--perplexity", words, "--divergence"]),
+        ("divergence without a text", &[model, "--baseline", model, "--tasks", &file, "--data", data, "--divergence"]),
+        ("no such item", &["show", &file, "--item", "24", "--data", data]),
+        ("no records", &["compare", data, data]),
+        ("limit of none", &[model, "--tasks", &file, "--limit", "0"]),
+    ];
+    let report: Vec<String> = cases
+        .iter()
+        .map(|(name, arguments)| {
+            let run = evaluate(arguments);
+            let message = text(&run.stderr).replace(data, "FOLDER").replace(model, "MODEL");
+            format!("# {name}: exit code {}\n{message}", run.status.code().unwrap())
+        })
+        .collect();
+    insta::assert_snapshot!("errors", report.join("\n"));
+}

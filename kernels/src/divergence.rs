@@ -1,0 +1,262 @@
+//! How far one model's next-token distribution is from another's, without writing either's logits whole.
+//!
+//! With `a = x·head` the logits of the baseline, `b` those of the model, `p = softmax(a)`, `q = softmax(b)`:
+//!
+//! ```text
+//! KL(p || q) = sum_v p[v] (a[v] - b[v])  -  (log sum exp a - log sum exp b)      in nats
+//! ```
+//!
+//! Both vocabularies are walked in the same tiles. Each row keeps, for either side, the largest logit so far and
+//! `sum exp(logit - largest)`, and for the baseline also `sum exp(a - largest) (a - b)`; a larger logit rescales its sums.
+//! Products are float32, everything after them float64: a divergence of 1e-8 nats is still told from rounding. Logits equal to
+//! the bit give exactly zero, since every `a - b` is and both logarithms are the same number.
+
+use crate::gemm::{Old, Strided, StridedMut, product};
+
+/// Entries of the vocabulary in a tile.
+const COLUMNS: usize = 1024;
+/// Rows in a tile.
+const ROWS: usize = 256;
+
+/// One side: its normed hidden states `[rows, width]` and its head `[vocabulary, width]`.
+#[derive(Clone, Copy)]
+pub struct Side<'a> {
+    /// `[rows, width]`.
+    pub x: &'a [f32],
+    /// `[vocabulary, width]`.
+    pub head: &'a [f32],
+    /// Numbers in a row of either.
+    pub width: usize,
+}
+
+/// What one target position says about two models.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Divergence {
+    /// `KL(baseline || model)` in nats; never negative, not-a-number where a logit is.
+    pub kl: f64,
+    /// Whether both prefer the same token (the first of equals).
+    pub same_top: bool,
+    /// `-log p(target)` under the baseline.
+    pub baseline: f64,
+    /// `-log q(target)` under the model.
+    pub model: f64,
+}
+
+/// The divergence at each of `targets.len()` rows. Runs on the calling thread.
+pub fn divergence(baseline: Side<'_>, model: Side<'_>, targets: &[u32]) -> Vec<Divergence> {
+    let vocabulary = baseline.head.len() / baseline.width;
+    for side in [baseline, model] {
+        assert_eq!(side.head.len(), vocabulary * side.width, "both heads have the same vocabulary");
+        assert_eq!(side.x.len(), targets.len() * side.width, "a row of hidden states for each target");
+    }
+    assert!(targets.iter().all(|target| (*target as usize) < vocabulary), "every target is in the vocabulary");
+    let mut rows: Vec<Row> = targets.iter().map(|target| Row::new(*target)).collect();
+    let tile = ROWS.min(targets.len()) * COLUMNS.min(vocabulary);
+    let mut logits = [vec![0.0; tile], vec![0.0; tile]];
+    for first in (0..vocabulary).step_by(COLUMNS) {
+        let columns = COLUMNS.min(vocabulary - first);
+        for (index, rows) in rows.chunks_mut(ROWS).enumerate() {
+            for (side, logits) in [baseline, model].into_iter().zip(&mut logits) {
+                multiply(side, index * ROWS..index * ROWS + rows.len(), first..first + columns, logits);
+            }
+            let [a, b] = &logits;
+            for ((row, a), b) in rows.iter_mut().zip(a.chunks_exact(columns)).zip(b.chunks_exact(columns)) {
+                row.add(a, b, first);
+            }
+        }
+    }
+    rows.iter().map(Row::finish).collect()
+}
+
+/// `out = x[rows] · head[columns]ᵀ`.
+fn multiply(side: Side<'_>, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>, out: &mut [f32]) {
+    let width = side.width;
+    product(
+        [rows.len(), columns.len(), width],
+        StridedMut { data: out, row: columns.len(), column: 1 },
+        Old::Overwrite,
+        1.0,
+        Strided { data: &side.x[rows.start * width..rows.end * width], row: width, column: 1 },
+        Strided { data: &side.head[columns.start * width..columns.end * width], row: 1, column: width },
+    );
+}
+
+/// One side's softmax as far as the vocabulary has been walked.
+struct Softmax {
+    largest: f64,
+    /// The first entry whose logit is `largest`.
+    top: usize,
+    /// `sum exp(logit - largest)`.
+    sum: f64,
+    target: f64,
+}
+
+impl Softmax {
+    const START: Self = Self { largest: f64::NEG_INFINITY, top: 0, sum: 0.0, target: 0.0 };
+
+    /// Raises `largest` to that of `logits`; returns the factor by which sums made so far shrink.
+    fn raise(&mut self, logits: &[f32], first: usize) -> f64 {
+        let mut top = None;
+        let mut largest = self.largest;
+        for (at, logit) in logits.iter().enumerate() {
+            if f64::from(*logit) > largest {
+                (largest, top) = (f64::from(*logit), Some(first + at));
+            }
+        }
+        let Some(top) = top else { return 1.0 };
+        let factor = (self.largest - largest).exp();
+        (self.largest, self.top) = (largest, top);
+        self.sum *= factor;
+        factor
+    }
+
+    fn log_sum(&self) -> f64 {
+        self.largest + self.sum.ln()
+    }
+}
+
+struct Row {
+    target: usize,
+    baseline: Softmax,
+    model: Softmax,
+    /// `sum exp(a - largest a) (a - b)`.
+    weighted: f64,
+}
+
+impl Row {
+    fn new(target: u32) -> Self {
+        Self { target: target as usize, baseline: Softmax::START, model: Softmax::START, weighted: 0.0 }
+    }
+
+    /// Takes in the logits of the entries from `first` on.
+    fn add(&mut self, a: &[f32], b: &[f32], first: usize) {
+        if let Some(at) = self.target.checked_sub(first).filter(|at| *at < a.len()) {
+            (self.baseline.target, self.model.target) = (f64::from(a[at]), f64::from(b[at]));
+        }
+        self.weighted *= self.baseline.raise(a, first);
+        self.model.raise(b, first);
+        for (a, b) in a.iter().zip(b) {
+            let (a, b) = (f64::from(*a), f64::from(*b));
+            let weight = (a - self.baseline.largest).exp();
+            self.baseline.sum += weight;
+            self.weighted += weight * (a - b);
+            self.model.sum += (b - self.model.largest).exp();
+        }
+    }
+
+    fn finish(&self) -> Divergence {
+        let (log_a, log_b) = (self.baseline.log_sum(), self.model.log_sum());
+        let kl = self.weighted / self.baseline.sum - (log_a - log_b);
+        Divergence {
+            // A rounding of 1e-15 below zero is zero; a not-a-number stays one.
+            kl: if kl < 0.0 { 0.0 } else { kl },
+            same_top: self.baseline.top == self.model.top,
+            baseline: log_a - self.baseline.target,
+            model: log_b - self.model.target,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::random;
+
+    /// The definition over whole rows of float64 logits: `sum p (log p - log q)`.
+    fn reference(baseline: Side<'_>, model: Side<'_>, targets: &[u32]) -> Vec<Divergence> {
+        let log_softmax = |side: Side<'_>, row: usize| -> Vec<f64> {
+            let x = &side.x[row * side.width..][..side.width];
+            let dot = |w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
+            let logits: Vec<f64> = side.head.chunks(side.width).map(dot).collect();
+            let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let log_sum = largest + logits.iter().map(|logit| (logit - largest).exp()).sum::<f64>().ln();
+            logits.iter().map(|logit| logit - log_sum).collect()
+        };
+        let top =
+            |values: &[f64]| (0..values.len()).fold(0, |best, at| if values[at] > values[best] { at } else { best });
+        let one = |(row, target): (usize, &u32)| {
+            let (p, q) = (log_softmax(baseline, row), log_softmax(model, row));
+            Divergence {
+                kl: p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum(),
+                same_top: top(&p) == top(&q),
+                baseline: -p[*target as usize],
+                model: -q[*target as usize],
+            }
+        };
+        targets.iter().enumerate().map(one).collect()
+    }
+
+    /// A logit errs by at most `width u sum |x w|`; KL moves by at most twice the largest error of either side's logits, and
+    /// so does a likelihood.
+    #[test]
+    fn agrees_with_the_definition() {
+        for (rows, vocabulary, widths, spread) in [
+            (1, 1, [1, 1], 1.0),
+            (3, 10, [4, 4], 1.0),
+            (5, 1025, [16, 24], 3.0),
+            (257, 300, [33, 17], 1.0),
+            (2, 3000, [64, 64], 20.0),
+            (0, 7, [3, 3], 1.0),
+        ] {
+            let x = widths.map(|width| random(rows * width, 1).iter().map(|v| v * spread).collect::<Vec<f32>>());
+            let heads = widths.map(|width| random(vocabulary * width, width as u64));
+            let [baseline, model] =
+                std::array::from_fn(|side| Side { x: &x[side], head: &heads[side], width: widths[side] });
+            let targets: Vec<u32> = (0..rows).map(|r| (r * 7919 % vocabulary) as u32).collect();
+            let got = divergence(baseline, model, &targets);
+            let expected = reference(baseline, model, &targets);
+            let width = widths[0].max(widths[1]) as f64;
+            let bound = 2f64.powi(-24) * 4.0 * width * width * f64::from(spread) + 1e-12;
+            for (got, expected) in got.iter().zip(&expected) {
+                let error = [got.kl - expected.kl, got.baseline - expected.baseline, got.model - expected.model];
+                assert!(error.iter().all(|e| e.abs() <= bound), "{got:?} {expected:?} {bound}");
+                assert!(got.kl >= 0.0);
+            }
+            let agree = got.iter().zip(&expected).filter(|(a, b)| a.same_top == b.same_top).count();
+            assert!(agree + 1 >= rows, "ties within rounding are rare");
+        }
+    }
+
+    /// The same tiny change in both computations: float64 sums resolve a divergence far below float32's unit.
+    #[test]
+    fn small_divergences_are_resolved() {
+        let (vocabulary, width, rows) = (2000, 32, 4);
+        let (x, head) = (random(rows * width, 1), random(vocabulary * width, 2));
+        // One entry's logit differs by d at probability p: KL = p (1 - p) d^2 / 2 to leading order, 1e-7 and less here.
+        let mut changed = head.clone();
+        changed[5 * width..6 * width].iter_mut().for_each(|w| *w *= 1.0 + 2f32.powi(-9));
+        let targets = [5; 4];
+        let [a, b] = [&head, &changed].map(|head| Side { x: &x, head, width });
+        for (got, expected) in divergence(a, b, &targets).iter().zip(reference(a, b, &targets)) {
+            assert!(expected.kl < 1e-7 && got.kl >= 0.0, "{expected:?}");
+            // Logits err by 1e-6 relative to their difference of 1e-3: KL to a per cent.
+            assert!((got.kl - expected.kl).abs() <= 0.01 * expected.kl + 1e-14, "{got:?} {expected:?}");
+        }
+    }
+
+    #[test]
+    fn equal_models_give_exactly_zero() {
+        let (x, head) = (random(300 * 40, 1), random(1500 * 40, 2));
+        let side = Side { x: &x, head: &head, width: 40 };
+        let targets: Vec<u32> = (0..300).collect();
+        for got in divergence(side, side, &targets) {
+            assert_eq!((got.kl, got.same_top), (0.0, true));
+            assert_eq!(got.baseline.to_bits(), got.model.to_bits());
+        }
+    }
+
+    #[test]
+    fn extremes_and_ties() {
+        let side = |head: &'static [f32]| Side { x: &[1.0], head, width: 1 };
+        // Certain of different tokens: log p / q is the distance of the logits.
+        let got = divergence(side(&[1000.0, 0.0]), side(&[0.0, 1000.0]), &[0])[0];
+        assert_eq!((got.kl, got.same_top, got.baseline, got.model), (1000.0, false, 0.0, 1000.0));
+        // A constant added to all logits changes nothing.
+        let got = divergence(side(&[1.0, 2.0, 3.0]), side(&[11.0, 12.0, 13.0]), &[1])[0];
+        assert!(got.kl < 1e-15 && got.same_top);
+        // The first of equals is the top.
+        assert!(!divergence(side(&[0.0, 1.0, 1.0]), side(&[0.0, 1.0, 2.0]), &[0])[0].same_top);
+        let broken = divergence(side(&[1.0, 2.0]), side(&[f32::NAN, 2.0]), &[1])[0];
+        assert!(broken.kl.is_nan() && broken.model.is_nan() && !broken.baseline.is_nan());
+    }
+}
