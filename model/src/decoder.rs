@@ -14,6 +14,8 @@
 //! ([`Activations::input`]) and replace their weights. [`Block::forward`] walks all four with a tap. Everything runs on
 //! the calling thread: callers work on many windows at once.
 
+mod fold;
+
 use crate::{
     Config, ModelError,
     config::{LinearLayout, Rope},
@@ -122,6 +124,8 @@ impl RopeTables {
 
 /// A norm's weight with the settings it is applied with.
 struct Norm {
+    /// Full tensor name, e.g. `model.layers.3.input_layernorm.weight`.
+    name: String,
     weight: Vec<f32>,
     offset: f32,
     epsilon: f32,
@@ -130,7 +134,7 @@ struct Norm {
 impl Norm {
     fn read(tensors: &dyn TensorSource, name: &str, width: usize, config: &Config) -> Result<Self, ModelError> {
         let weight = read(tensors, name, width)?;
-        Ok(Self { weight, offset: config.norm_offset, epsilon: config.norm_epsilon })
+        Ok(Self { name: name.to_owned(), weight, offset: config.norm_offset, epsilon: config.norm_epsilon })
     }
 
     /// Norms each row of `x` (rows as wide as the weight) into `out`, whose content and length don't matter.

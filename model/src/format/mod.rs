@@ -3,6 +3,7 @@
 pub mod gguf;
 pub mod gptq;
 pub mod huggingface;
+pub mod replaced;
 
 use crate::ModelError;
 use kernels::QuantizedMatrix;
