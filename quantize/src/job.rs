@@ -3,6 +3,7 @@
 use crate::{
     Journal, LayerReport, Options, Outcome, QuantizeError, ValidPlan,
     card::{self, Provenance},
+    fold::Tensors,
     preflight::{self, Cost},
     prove::{self, Proof},
     report::{CalibrationSummary, Totals, mean_error},
@@ -172,7 +173,7 @@ impl Job {
                 .par_iter()
                 .filter_map(|linear| Some(rtn::round(linear, self.plan.spec_of(&linear.name)?)))
                 .collect::<Result<Vec<_>, _>>()?;
-            journal.store(index, &solved)?;
+            journal.store(index, &solved, &Tensors::new())?;
             for (_, report) in &solved {
                 progress.step(&report.module);
             }
@@ -197,6 +198,15 @@ impl Job {
         Ok(reports)
     }
 
+    /// The float tensors that became others, of all blocks.
+    fn folded(&self, journal: &Journal) -> Result<Tensors, QuantizeError> {
+        let mut tensors = Tensors::new();
+        for block in 0..self.plan.blocks() {
+            tensors.extend(journal.tensors(block)?.iter().map(|(name, values)| (name.clone(), values.clone())));
+        }
+        Ok(tensors)
+    }
+
     fn write(&self, folder: &Path, journal: &Journal, modules: &[LayerReport]) -> Result<(), QuantizeError> {
         if folder.exists() {
             fs::remove_dir_all(folder).map_err(QuantizeError::io(folder))?;
@@ -205,9 +215,12 @@ impl Job {
         let quantized: Vec<gptq::QuantizedModule> = modules.iter().map(written_module).collect();
         let options = &self.plan.options;
         let manifest = self.calibration.as_ref().map(|set| &set.manifest);
+        // The source with what the method folded into norms and biases.
+        let folded = self.folded(journal)?;
+        let replaced = (!folded.is_empty()).then(|| self.checkpoint.replacing(folded)).transpose()?;
         let load = |index: usize| load_module(journal, &self.plan, &modules[index].module);
         let contents = gptq::Contents {
-            source: &self.checkpoint,
+            source: replaced.as_ref().unwrap_or(&self.checkpoint),
             spec: self.plan.spec,
             modules: &quantized,
             load: &load,

@@ -1,15 +1,17 @@
-//! Quantizing a model: round-to-nearest and GPTQ, from a checkpoint and a calibration text to a proven checkpoint.
+//! Quantizing a model: round-to-nearest, GPTQ and AWQ, from a checkpoint and a calibration text to a proven checkpoint.
 //!
 //! ```text
-//! Options ─plan─▶ ValidPlan ─job─▶ blocks, one at a time ─gptq | rtn─▶ journal ─write, prove, card─▶ OUT
+//! Options ─plan─▶ ValidPlan ─job─▶ blocks, one at a time ─gptq | awq | rtn─▶ journal ─write, prove, card─▶ OUT
 //! ```
 //!
-//! [`gptq`] is the method, over [`order`] and [`hessian`]; [`visitor`] hangs it into the calibration driver; [`journal`]
+//! [`gptq`] is the method, over [`order`] and [`hessian`]; [`awq`] the other, over [`fold`]; [`visitor`] hangs it into the calibration driver; [`journal`]
 //! keeps what is finished; [`job`] is the whole run. Knows nothing of metrics: what a checkpoint is worth is measured
 //! on the checkpoint, by another program.
 
+pub mod awq;
 pub mod card;
 pub mod error;
+pub mod fold;
 pub mod gptq;
 pub mod hessian;
 pub mod job;
@@ -30,6 +32,6 @@ pub use error::QuantizeError;
 pub use hessian::Hessian;
 pub use job::{Job, Request};
 pub use journal::Journal;
-pub use plan::{Method, Options, ValidPlan};
+pub use plan::{AwqOptions, Method, Options, ValidPlan};
 pub use report::Outcome;
 pub use solver::{LayerReport, Solver};

@@ -1,6 +1,6 @@
 //! The proof before success is reported: what was written is opened as any loader would, and must give back the
 //! solver's integers, scales, zero-points and group indices bit for bit, and with them the very weights whose output
-//! error was measured. The errors in the report are therefore those of the file.
+//! error was measured; norms and biases that the method changed, too. The errors in the report are therefore those of the file.
 
 use crate::{Journal, QuantizeError, plan::ValidPlan};
 use kernels::QuantizedMatrix;
@@ -16,6 +16,8 @@ pub struct Proof {
     pub modules: usize,
     /// Their integers.
     pub codes: u64,
+    /// Norms and biases that the method changed, read back.
+    pub tensors: usize,
 }
 
 /// Reads the checkpoint in `folder` back and compares it with the `journal`.
@@ -27,10 +29,20 @@ pub fn prove(folder: &Path, journal: &Journal, plan: &ValidPlan) -> Result<Proof
         solved
             .par_iter()
             .try_for_each(|(matrix, report)| same_as_written(&report.module, matrix, written.tensors.as_ref()))?;
+        let folded = journal.tensors(block)?;
+        folded.iter().try_for_each(|(name, values)| same_numbers(name, values, written.tensors.as_ref()))?;
+        proof.tensors += folded.len();
         proof.modules += solved.len();
         proof.codes += solved.iter().map(|(matrix, _)| matrix.codes.len() as u64).sum::<u64>();
     }
     Ok(proof)
+}
+
+fn same_numbers(name: &str, values: &[f32], written: &dyn TensorSource) -> Result<(), QuantizeError> {
+    if written.read(name)?.iter().map(|value| value.to_bits()).eq(values.iter().map(|value| value.to_bits())) {
+        return Ok(());
+    }
+    Err(QuantizeError::Proof { module: name.to_owned(), what: "the numbers read back differ".to_owned() })
 }
 
 fn same_as_written(module: &str, solved: &QuantizedMatrix, written: &dyn TensorSource) -> Result<(), QuantizeError> {

@@ -2,6 +2,8 @@
 
 use crate::{
     Hessian, Journal, QuantizeError, Solver,
+    awq::Awq,
+    fold::{self, FoldedBlock, Tensors},
     gptq::Gptq,
     journal::Solved,
     plan::{HEAD, Method, ValidPlan},
@@ -15,19 +17,39 @@ use model::{Block, Linear, Stage, decoder::Head};
 pub struct Quantizer<'a> {
     plan: &'a ValidPlan,
     journal: &'a Journal,
-    solver: Box<dyn Solver>,
+    algorithm: Algorithm,
     progress: &'a mut Progress,
     block: Vec<Solved>,
+}
+
+/// A method as this visitor needs it.
+enum Algorithm {
+    /// Linear by linear.
+    Plain(Box<dyn Solver>),
+    /// Looks at a whole block first.
+    Awq(Awq),
 }
 
 impl<'a> Quantizer<'a> {
     /// For `plan`, into `journal`; every module is a step of `progress`.
     pub fn new(plan: &'a ValidPlan, journal: &'a Journal, progress: &'a mut Progress) -> Self {
-        let solver: Box<dyn Solver> = match plan.options.method {
-            Method::Gptq => Box::new(Gptq { damping: plan.options.damping }),
-            Method::Rtn => Box::new(RoundToNearest),
+        let gptq = Gptq { damping: plan.options.damping };
+        let awq =
+            |compensation| Awq { options: plan.options.awq.clone(), compensation, folded: FoldedBlock::default() };
+        let algorithm = match plan.options.method {
+            Method::Gptq => Algorithm::Plain(Box::new(gptq)),
+            Method::Rtn => Algorithm::Plain(Box::new(RoundToNearest)),
+            Method::Awq => Algorithm::Awq(awq(None)),
+            Method::AwqGptq => Algorithm::Awq(awq(Some(gptq))),
         };
-        Self { plan, journal, solver, progress, block: Vec::new() }
+        Self { plan, journal, algorithm, progress, block: Vec::new() }
+    }
+
+    fn solver(&self) -> &dyn Solver {
+        match &self.algorithm {
+            Algorithm::Plain(solver) => solver.as_ref(),
+            Algorithm::Awq(awq) => awq,
+        }
     }
 
     /// Whether the head is to be quantized and no earlier run has done it.
@@ -40,7 +62,7 @@ impl<'a> Quantizer<'a> {
         let mut hessian = Hessian::new(statistics, &linears[0].name)?;
         for linear in linears {
             let Some(spec) = self.plan.spec_of(&linear.name) else { continue };
-            let (matrix, mut report) = self.solver.solve(linear, spec, &mut hessian)?;
+            let (matrix, mut report) = self.solver().solve(linear, spec, &mut hessian)?;
             report.near_dead_columns.clone_from(&adequacy.near_dead_columns);
             report.effective_rank = Some(adequacy.effective_rank);
             linear.weight = matrix.dequantize();
@@ -64,11 +86,29 @@ impl Visitor for Quantizer<'_> {
                 }
             }
         }
+        for (name, values) in self.journal.tensors(block.index)?.iter() {
+            block.replace_small_tensor(name, values)?;
+        }
         Ok(true)
     }
 
     fn wants(&self, linears: &[Linear]) -> bool {
         linears.iter().any(|linear| self.plan.spec_of(&linear.name).is_some())
+    }
+
+    fn prepares(&self) -> bool {
+        matches!(self.algorithm, Algorithm::Awq(_))
+    }
+
+    fn prepare(
+        &mut self,
+        block: &mut Block,
+        captured: &mut [(Stage, LayerStatistics)],
+    ) -> Result<(), CalibrationError> {
+        if let Algorithm::Awq(awq) = &mut self.algorithm {
+            awq.folded = fold::fold(self.plan, block, captured)?;
+        }
+        Ok(())
     }
 
     fn stage(
@@ -83,7 +123,11 @@ impl Visitor for Quantizer<'_> {
 
     fn block_done(&mut self, block: &Block) -> Result<(), CalibrationError> {
         let solved = std::mem::take(&mut self.block);
-        Ok(self.journal.store(block.index, &solved)?)
+        let folded = match &mut self.algorithm {
+            Algorithm::Awq(awq) => std::mem::take(&mut awq.folded),
+            Algorithm::Plain(_) => FoldedBlock::default(),
+        };
+        Ok(self.journal.store(block.index, &solved, &folded.tensors)?)
     }
 
     fn wants_head(&self) -> bool {
@@ -93,7 +137,7 @@ impl Visitor for Quantizer<'_> {
     fn head(&mut self, head: &Head, statistics: &LayerStatistics) -> Result<(), CalibrationError> {
         self.solve_stage(&mut [head_linear(head)], statistics)?;
         let solved = std::mem::take(&mut self.block);
-        Ok(self.journal.store(self.plan.blocks() - 1, &solved)?)
+        Ok(self.journal.store(self.plan.blocks() - 1, &solved, &Tensors::new())?)
     }
 }
 
