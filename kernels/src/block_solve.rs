@@ -68,18 +68,18 @@ pub fn round_to_nearest(weight: &[f32], inputs: usize, spec: &QuantSpec) -> Quan
 pub fn round_on(
     weight: &[f32],
     inputs: usize,
-    group_index: Vec<u32>,
+    group_index: &[u32],
     grids: &Grids,
     spec: &QuantSpec,
 ) -> QuantizedMatrix {
-    let mut result = Unfilled::new(weight.len() / inputs, inputs, spec, group_index.clone());
+    let mut result = Unfilled::new(weight.len() / inputs, inputs, spec, group_index.to_vec());
     result.take(grids);
     result.chunks().zip(weight.par_chunks(ROWS * inputs)).for_each(|(chunk, weight)| {
         let rows = weight.chunks_exact(inputs).zip(chunk.codes.chunks_exact_mut(inputs));
         for (row, (weight, codes)) in rows.enumerate() {
             let grids = row * chunk.groups..;
             let (scales, zeros) = (&chunk.scales[grids.clone()], &chunk.zeros[grids]);
-            for ((weight, code), group) in weight.iter().zip(codes).zip(&group_index) {
+            for ((weight, code), group) in weight.iter().zip(codes).zip(group_index) {
                 let group = *group as usize;
                 *code = Grid { scale: scales[group], zero: zeros[group] }.code(*weight, spec.max_code());
             }

@@ -5,12 +5,13 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
 
-mod support;
+#[path = "support/small_model.rs"]
+mod small_model;
 
 use model::{Checkpoint, Stage};
 use serde_json::{Value, json};
+use small_model::{SmallModel, config};
 use std::collections::BTreeMap;
-use support::small_model::{SmallModel, config};
 
 const TOLERANCE: f32 = 1e-4;
 

@@ -173,7 +173,7 @@ impl Awq {
 /// Rounded to nearest on `grids`, or on full ones.
 fn round(linear: &Linear, spec: &QuantSpec, grids: Option<Grids>) -> QuantizedMatrix {
     match grids {
-        Some(grids) => block_solve::round_on(&linear.weight, linear.inputs, stored_groups(linear, spec), &grids, spec),
+        Some(grids) => block_solve::round_on(&linear.weight, linear.inputs, &stored_groups(linear, spec), &grids, spec),
         None => block_solve::round_to_nearest(&linear.weight, linear.inputs, spec),
     }
 }

@@ -383,7 +383,7 @@ mod tests {
 
     #[test]
     fn damaged_blocks_are_errors() {
-        let bytes = encode(&[solved("a", 3, 20)]).unwrap();
+        let bytes = encode(&[solved("a", 3, 20)], &Tensors::new()).unwrap();
         assert!(decode(&bytes).is_ok());
         for length in [0, 7, 8, 40, bytes.len() - 1] {
             assert!(decode(&bytes[..length]).is_err(), "{length}");

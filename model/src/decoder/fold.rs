@@ -49,17 +49,16 @@ impl Block {
     /// The factors nearest to `factors` (one a channel) that can be folded exactly. A channel that can't be scaled (its
     /// norm or bias would leave the range of float16) gets 1.
     pub fn storable(&self, stage: Stage, factors: &[f32]) -> Vec<f32> {
-        let (stored, offset) = match self.producer(stage) {
+        match self.producer(stage) {
             Producer::Norm => {
-                let norm = self.norm_before(stage);
-                (norm.weight.as_slice(), norm.offset)
+                let Norm { weight, offset, .. } = self.norm_before(stage);
+                weight.iter().zip(factors).map(|(value, factor)| factor_of_norm(*value, *offset, *factor)).collect()
             }
             Producer::Rows(of, index, rows) => match &self.linears(of)[index].bias {
-                Some(bias) => (&bias[rows], 0.0),
-                None => return factors.to_vec(),
+                Some(bias) => bias[rows].iter().zip(factors).map(|(v, factor)| factor_of_bias(*v, *factor)).collect(),
+                None => factors.to_vec(),
             },
-        };
-        stored.iter().zip(factors).map(|(value, factor)| storable_factor(*value, offset, *factor)).collect()
+        }
     }
 
     /// Divides the producer of the input of `stage` by `factors` (one a channel, from [`Block::storable`]) and
@@ -70,7 +69,7 @@ impl Block {
             Producer::Norm => {
                 let norm = self.norm_before_mut(stage);
                 let offset = norm.offset;
-                norm.weight.iter_mut().zip(factors).for_each(|(value, factor)| divide(value, offset, *factor));
+                norm.weight.iter_mut().zip(factors).for_each(|(value, factor)| divide_norm(value, offset, *factor));
             }
             Producer::Rows(of, index, rows) => {
                 let linear = &mut self.linears_mut(of)[index];
@@ -79,7 +78,7 @@ impl Block {
                     linear.weight[row * inputs..][..inputs].iter_mut().for_each(|weight| *weight /= factor);
                 }
                 let bias = linear.bias.iter_mut().flat_map(|bias| &mut bias[rows.clone()]);
-                bias.zip(factors).for_each(|(value, factor)| divide(value, 0.0, *factor));
+                bias.zip(factors).for_each(|(value, factor)| divide_bias(value, *factor));
             }
         }
         for linear in self.linears_mut(stage) {
@@ -137,24 +136,46 @@ fn bias_name(linear: &Linear) -> String {
     format!("{}.bias", linear.name)
 }
 
-/// The factor by which `value + offset` really shrinks when what is stored of it is rounded.
-fn storable_factor(value: f32, offset: f32, factor: f32) -> f32 {
-    let usable = factor.is_finite() && factor > 0.0;
+/// The factor by which a norm's `value + offset` really shrinks when what is stored of it is rounded. 1 leaves it as it
+/// is: a norm is stored in the type it came in.
+fn factor_of_norm(value: f32, offset: f32, factor: f32) -> f32 {
     let whole = value + offset;
-    if !usable || factor == 1.0 || (whole == 0.0 && offset != 0.0) {
+    if !is_usable(factor) || factor == 1.0 || (whole == 0.0 && offset != 0.0) {
         return 1.0;
     }
     if whole == 0.0 {
         return factor; // Zero divided by anything is zero.
     }
     let real = whole / (in_all_types(whole / factor - offset) + offset);
-    if real.is_finite() && real > 0.0 && in_all_types(whole / real - offset).is_finite() { real } else { 1.0 }
+    if is_usable(real) && in_all_types(whole / real - offset).is_finite() { real } else { 1.0 }
 }
 
-/// Divides `value + offset` by a storable factor; 1 leaves the value as it is.
-fn divide(value: &mut f32, offset: f32, factor: f32) {
+/// The same for a bias, which formats store in float16 whatever it came in: it is rounded for a factor of 1 as well.
+fn factor_of_bias(value: f32, factor: f32) -> f32 {
+    let asked = if is_usable(factor) { factor } else { 1.0 };
+    if value == 0.0 {
+        return asked;
+    }
+    let real = |factor: f32| value / in_all_types(value / factor);
+    [asked, 1.0].map(real).into_iter().find(|real| is_usable(*real)).unwrap_or(1.0)
+}
+
+fn is_usable(factor: f32) -> bool {
+    factor.is_finite() && factor > 0.0
+}
+
+/// Divides a norm's `value + offset` by a storable factor.
+fn divide_norm(value: &mut f32, offset: f32, factor: f32) {
     if factor != 1.0 {
         *value = in_all_types((*value + offset) / factor - offset);
+    }
+}
+
+/// Divides a bias by a storable factor. One beyond float16 stays what it is, for the writer to refuse.
+fn divide_bias(value: &mut f32, factor: f32) {
+    let divided = in_all_types(*value / factor);
+    if divided.is_finite() {
+        *value = divided;
     }
 }
 
@@ -171,36 +192,56 @@ mod tests {
     #[test]
     fn by_hand() {
         // 1 / 3 in bfloat16 is 0.333984375, so the factor becomes 1 / 0.333984375.
-        let factor = storable_factor(1.0, 0.0, 3.0);
+        let factor = factor_of_norm(1.0, 0.0, 3.0);
         assert_eq!(factor, 1.0 / 0.333_984_375);
         let mut value = 1.0;
-        divide(&mut value, 0.0, factor);
+        divide_norm(&mut value, 0.0, factor);
         assert_eq!(value, 0.333_984_375);
         // Gemma's 0.5 stands for 1.5; divided by 3 that is 0.5, stored as -0.5.
         let mut value = 0.5;
-        assert_eq!(storable_factor(value, 1.0, 3.0), 3.0);
-        divide(&mut value, 1.0, 3.0);
+        assert_eq!(factor_of_norm(value, 1.0, 3.0), 3.0);
+        divide_norm(&mut value, 1.0, 3.0);
         assert_eq!(value, -0.5);
     }
 
     #[test]
     fn channels_that_cannot_be_scaled_are_left_alone() {
-        assert_eq!(storable_factor(0.0, 0.0, 7.0), 7.0, "nothing is nothing");
-        assert_eq!(storable_factor(-1.0, 1.0, 7.0), 1.0, "a Gemma channel that is off");
-        assert_eq!(storable_factor(3e4, 0.0, 1e-3), 1.0, "beyond float16");
-        assert_eq!(storable_factor(1e-4, 0.0, 1e6), 1.0, "below float16");
+        assert_eq!(factor_of_norm(0.0, 0.0, 7.0), 7.0, "nothing is nothing");
+        assert_eq!(factor_of_norm(-1.0, 1.0, 7.0), 1.0, "a Gemma channel that is off");
+        assert_eq!(factor_of_norm(3e4, 0.0, 1e-3), 1.0, "beyond float16");
+        assert_eq!(factor_of_norm(1e-4, 0.0, 1e6), 1.0, "below float16");
         for factor in [f32::NAN, f32::INFINITY, 0.0, -1.0] {
-            assert_eq!(storable_factor(1.0, 0.0, factor), 1.0);
+            assert_eq!(factor_of_norm(1.0, 0.0, factor), 1.0);
         }
+    }
+
+    #[test]
+    fn a_bias_is_stored_in_any_type_whatever_its_factor() {
+        let divided = |value: f32, factor: f32| {
+            let real = factor_of_bias(value, factor);
+            let mut divided = value;
+            divide_bias(&mut divided, real);
+            (divided, real)
+        };
+        assert_eq!(divided(0.0, 7.0), (0.0, 7.0));
+        // 1/3 in bfloat16 is 0.333984375, also where nothing was to be scaled.
+        assert_eq!(divided(1.0 / 3.0, 1.0), (0.333_984_375, (1.0 / 3.0) / 0.333_984_375));
+        assert_eq!(divided(1.0, f32::NAN), (1.0, 1.0));
+        // Too small for float16 when divided: stored as it is, in a subnormal number, which decides the factor.
+        let (stored, real) = divided(1e-6, 1e4);
+        assert!((stored / 1e-6 - 1.0).abs() < 0.05 && (stored * real / 1e-6 - 1.0).abs() < 1e-6);
+        assert_eq!(divided(1e-9, 1.0), (0.0, 1.0), "below float16 altogether");
+        assert_eq!(divided(1e6, 1.0).0, 1e6, "beyond float16: left for the writer to refuse");
+        assert_eq!(divided(1e6, 100.0).0, in_all_types(1e4));
     }
 
     proptest! {
         #[test]
         fn value_and_factor_multiply_to_what_was_there(value in -4.0f32..4.0, gemma: bool, factor in 0.01f32..100.0) {
             let offset = f32::from(u8::from(gemma));
-            let real = storable_factor(value, offset, factor);
+            let real = factor_of_norm(value, offset, factor);
             let mut divided = value;
-            divide(&mut divided, offset, real);
+            divide_norm(&mut divided, offset, real);
             if real != 1.0 {
                 prop_assert_eq!(f16::from_f32(divided).to_f32(), divided);
                 prop_assert_eq!(bf16::from_f32(divided).to_f32(), divided);
