@@ -187,16 +187,30 @@ fn without_clipping_and_scaling_the_integers_are_those_of_the_plain_methods() {
 }
 
 #[test]
-fn compensation_on_clipped_grids_beats_rounding_on_them_in_every_order() {
-    let (linears, x) = problem(5, 16, 64, 200);
-    let statistics = statistics(&x, 64);
-    for act_order in [ActOrder::None, ActOrder::Desc, ActOrder::Static, ActOrder::Group] {
-        let spec = QuantSpec { act_order, ..spec(3, Some(16), false) };
-        let solve = |compensation| awq(AwqOptions::default(), compensation, &linears[0], &spec, &statistics).unwrap().1;
-        let (compensated, rounded) = (solve(Some(Gptq { damping: 0.01 })), solve(None));
-        assert!(compensated.error < rounded.error, "{act_order:?}: {:?} {:?}", compensated.error, rounded.error);
-        assert!(compensated.clipping.unwrap().clipped > 0);
+fn compensation_beats_rounding_on_the_same_clipped_grids() {
+    let (linears, mut x) = problem(5, 16, 64, 200);
+    for row in x.chunks_exact_mut(64) {
+        // Every column moves with a dear one, so that there is something to compensate with.
+        let common = row[4];
+        row.iter_mut().enumerate().for_each(|(i, x)| *x += 0.1 * (i % 3 + 1) as f32 * common);
     }
+    let statistics = statistics(&x, 64);
+    let solve = |act_order, compensation| {
+        let spec = QuantSpec { act_order, ..spec(3, Some(16), false) };
+        awq(AwqOptions::default(), compensation, &linears[0], &spec, &statistics).unwrap()
+    };
+    let gptq = || Some(Gptq { damping: 0.01 });
+    for act_order in [ActOrder::None, ActOrder::Static, ActOrder::Group] {
+        let ((compensated, after), (rounded, before)) = (solve(act_order, gptq()), solve(act_order, None));
+        assert_eq!(after.clipping, before.clipping);
+        assert!(before.clipping.unwrap().clipped > 0);
+        assert_eq!((&compensated.scales, &compensated.zeros), (&rounded.scales, &rounded.zeros));
+        assert!(after.error < before.error, "{act_order:?}: {:?} {:?}", after.error, before.error);
+    }
+    // Groups that follow the order have grids of their own, clipped as well.
+    let (matrix, report) = solve(ActOrder::Desc, gptq());
+    assert!(matrix.group_index.windows(2).any(|pair| pair[0] > pair[1]));
+    assert!(report.clipping.unwrap().clipped > 0);
 }
 
 #[test]
