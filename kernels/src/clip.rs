@@ -95,9 +95,11 @@ impl Problem<'_> {
         };
         let (full, mut best) = (by_row(&full), by_row(&best));
         let (full_costs, best_costs) = (self.row_costs(weight, &full), self.row_costs(weight, &best));
-        for row in 0..rows {
-            if best_costs[row] >= full_costs[row] || best_costs[row].is_nan() {
-                best[row * groups..][..groups].copy_from_slice(&full[row * groups..][..groups]);
+        let costs = best_costs.iter().zip(&full_costs);
+        for ((best, full), (best_cost, full_cost)) in best.chunks_mut(groups).zip(full.chunks(groups)).zip(costs) {
+            let better = best_cost < full_cost; // Not so where a sum is no number.
+            if !better {
+                best.copy_from_slice(full);
             }
         }
         best

@@ -72,6 +72,7 @@ pub(crate) struct Run {
 #[derive(Args)]
 #[command(next_help_heading = "Quantization")]
 #[command(group = ArgGroup::new("grid").args(["symmetric", "asymmetric"]))]
+#[allow(clippy::struct_excessive_bools, reason = "flags that have nothing to do with each other")]
 struct Weights {
     /// How weights become integers
     #[arg(long, value_enum, default_value_t = MethodName::Gptq)]
