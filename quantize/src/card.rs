@@ -151,7 +151,10 @@ fn scaling_sentence(modules: &[LayerReport]) -> String {
     let mut text = String::new();
     if !exponents.is_empty() {
         let mean = exponents.iter().sum::<f64>() / exponents.len() as f64;
-        let _ = write!(text, "Inputs were scaled by their magnitude to the power of {mean:.2} on average. ");
+        let _ = write!(
+            text,
+            "Inputs were scaled by their magnitude to the power of {mean:.2} on average, and norms, v and up by the inverse, so that norms differ from the source's. "
+        );
     }
     if groups > 0 {
         let share = 100.0 * clipped as f64 / groups as f64;
