@@ -130,7 +130,9 @@ fn norms_and_biases_are_read_back_and_put_back_by_name() {
         let folded = block.small_tensors();
         assert_ne!(folded, given);
         let mut other = checkpoint.block(0).unwrap();
-        folded.iter().for_each(|(name, values)| other.replace_small_tensor(name, values).unwrap());
+        for (name, values) in &folded {
+            other.replace_small_tensor(name, values).unwrap();
+        }
         assert_eq!(other.small_tensors(), folded);
         let error = other.replace_small_tensor("model.layers.0.nothing", &[]).unwrap_err().to_string();
         assert!(error.contains("no norm or bias of block 0"), "{error}");

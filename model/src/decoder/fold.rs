@@ -191,12 +191,12 @@ mod tests {
 
     #[test]
     fn by_hand() {
-        // 1 / 3 in bfloat16 is 0.333984375, so the factor becomes 1 / 0.333984375.
+        // 1 / 3 in bfloat16 is 171 / 512, so the factor becomes 512 / 171.
         let factor = factor_of_norm(1.0, 0.0, 3.0);
-        assert_eq!(factor, 1.0 / 0.333_984_375);
+        assert_eq!(factor, 512.0 / 171.0);
         let mut value = 1.0;
         divide_norm(&mut value, 0.0, factor);
-        assert_eq!(value, 0.333_984_375);
+        assert_eq!(value, 171.0 / 512.0);
         // Gemma's 0.5 stands for 1.5; divided by 3 that is 0.5, stored as -0.5.
         let mut value = 0.5;
         assert_eq!(factor_of_norm(value, 1.0, 3.0), 3.0);
@@ -224,8 +224,8 @@ mod tests {
             (divided, real)
         };
         assert_eq!(divided(0.0, 7.0), (0.0, 7.0));
-        // 1/3 in bfloat16 is 0.333984375, also where nothing was to be scaled.
-        assert_eq!(divided(1.0 / 3.0, 1.0), (0.333_984_375, (1.0 / 3.0) / 0.333_984_375));
+        // 1 / 3 in bfloat16 is 171 / 512, also where nothing was to be scaled.
+        assert_eq!(divided(1.0 / 3.0, 1.0), (171.0 / 512.0, (1.0 / 3.0) / (171.0 / 512.0)));
         assert_eq!(divided(1.0, f32::NAN), (1.0, 1.0));
         // Too small for float16 when divided: stored as it is, in a subnormal number, which decides the factor.
         let (stored, real) = divided(1e-6, 1e4);
