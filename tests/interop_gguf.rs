@@ -5,10 +5,7 @@
 use kernels::kquant::{BlockMatrix, BlockType};
 use model::{
     Checkpoint, ModelError,
-    format::{
-        gguf::{Contents, Mixture, TensorType, write},
-        nothing_replaced,
-    },
+    format::gguf::{Contents, Mixture, TensorType, write},
 };
 use std::{collections::BTreeSet, fs, io::Write as _, path::Path, process::Command};
 
@@ -57,7 +54,6 @@ fn the_gguf_package_reads_what_we_write() {
             type_of: &type_of,
             solved: &solved,
             load: &load,
-            replaced: &nothing_replaced,
             notes: Vec::new(),
         };
         write(&file, &contents).unwrap();

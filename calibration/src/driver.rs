@@ -8,6 +8,9 @@
 //! original   either     1: captures all four stages and carries on with the given weights; then all are replaced
 //! ```
 //!
+//! A visitor that [prepares](Visitor::prepare) a block sees the statistics of all four stages with the given weights
+//! before any is replaced; under `module` that is one more pass.
+//!
 //! Under `original` no layer sees a replaced one, so both sequences are the same. A block that [`Visitor::restore`]
 //! finishes is only carried through (1 pass, no capture), and nothing is carried through past the last block
 //! unless [`Visitor::wants_head`].
@@ -69,6 +72,22 @@ pub trait Visitor {
         linears: &mut [Linear],
         statistics: &LayerStatistics,
     ) -> Result<(), CalibrationError>;
+
+    /// Whether [`Visitor::prepare`] wants to see blocks before their stages are replaced.
+    fn prepares(&self) -> bool {
+        false
+    }
+
+    /// Changes the weights of `block` in ways that leave what it computes as it was, given the statistics of the input of
+    /// each wanted stage. Where that changes a stage's input, `captured` has to be changed alike.
+    fn prepare(
+        &mut self,
+        block: &mut Block,
+        captured: &mut [(Stage, LayerStatistics)],
+    ) -> Result<(), CalibrationError> {
+        let _ = (block, captured);
+        Ok(())
+    }
 
     /// A block is done, all its weights replaced; what the visitor wants to survive a crash it makes durable here.
     fn block_done(&mut self, block: &Block) -> Result<(), CalibrationError>;
@@ -243,17 +262,22 @@ impl<'a> Walk<'a> {
                 }
             }
             (Inputs::Original, _) => {
-                let captured = self.capture_all(&block, wanted, !last)?;
+                let captured = self.prepared(&mut block, wanted, !last, visitor)?;
                 self.visit_all(&mut block, captured, visitor)?;
             }
             (Inputs::Quantized, Sequence::Block) => {
-                let captured = self.capture_all(&block, wanted, false)?;
+                let captured = self.prepared(&mut block, wanted, false, visitor)?;
                 self.visit_all(&mut block, captured, visitor)?;
                 if !last {
                     self.carry(&block);
                 }
             }
-            (Inputs::Quantized, Sequence::Module) => self.in_sequence(&mut block, wanted, last, visitor)?,
+            (Inputs::Quantized, Sequence::Module) => {
+                if visitor.prepares() {
+                    self.prepared(&mut block, wanted, false, visitor)?;
+                }
+                self.in_sequence(&mut block, wanted, last, visitor)?;
+            }
         }
         clocked(&mut self.seconds.visit, || visitor.block_done(&block))
     }
@@ -397,6 +421,21 @@ impl<'a> Walk<'a> {
         }
         let captured = stages.into_iter().zip(accumulators);
         captured.map(|(stage, accumulator)| Ok((stage, finished(accumulator, block, stage)?))).collect()
+    }
+
+    /// [`Walk::capture_all`], and what the visitor makes of block and statistics before it replaces anything.
+    fn prepared(
+        &mut self,
+        block: &mut Block,
+        wanted: [bool; 4],
+        keep: bool,
+        visitor: &mut dyn Visitor,
+    ) -> Result<Vec<(Stage, LayerStatistics)>, CalibrationError> {
+        let mut captured = self.capture_all(block, wanted, keep)?;
+        if visitor.prepares() {
+            clocked(&mut self.seconds.visit, || visitor.prepare(block, &mut captured))?;
+        }
+        Ok(captured)
     }
 
     fn visit_all(

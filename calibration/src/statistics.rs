@@ -67,6 +67,20 @@ impl LayerStatistics {
         Ok(mixture)
     }
 
+    /// The statistics of the input whose column `i` is divided by `factors[i]`, all above zero.
+    pub fn divide_columns(&mut self, factors: &[f32]) {
+        assert_eq!(factors.len(), self.width, "a factor for each column");
+        for (row, factor) in self.gram.chunks_exact_mut(self.width).zip(factors) {
+            row.iter_mut().zip(factors).for_each(|(entry, other)| *entry /= factor * other);
+        }
+        let columns = self.sum_absolute.iter_mut().zip(&mut self.sum_square).zip(factors);
+        for ((absolute, square), factor) in columns {
+            let factor = f64::from(*factor);
+            *absolute /= factor;
+            *square /= factor * factor;
+        }
+    }
+
     fn add_scaled(&mut self, other: &Self, factor: f64) -> Result<(), CalibrationError> {
         if self.width != other.width {
             return Err(CalibrationError::Option(format!(
@@ -210,6 +224,16 @@ mod tests {
         let mixture = LayerStatistics::mixture(&[(1.0, &a), (1.0, &b)]).unwrap();
         // Half of the four tokens as in a, half as in b: 2 * 1 + 2 * 9.
         assert_eq!((mixture.tokens, mixture.gram[0], mixture.sum_absolute[0]), (4, 20.0, 8.0));
+    }
+
+    #[test]
+    fn columns_divided_afterwards_are_as_if_they_had_been_captured_so() {
+        let rows = [1.0, 2.0, -3.0, 4.0, 5.0, -6.0];
+        let factors = [2.0, 0.5, 4.0]; // Powers of two, so that both ways are exact.
+        let divided: Vec<f32> = rows.iter().zip(factors.iter().cycle()).map(|(x, factor)| x / factor).collect();
+        let mut statistics = captured(&rows, 3);
+        statistics.divide_columns(&factors);
+        assert_eq!(statistics, captured(&divided, 3));
     }
 
     #[test]

@@ -35,6 +35,15 @@ pub struct ColumnPlan {
     pub fixed_grids: bool,
 }
 
+/// The grids of a weight, `[outputs, groups]`, found before it is rounded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grids {
+    /// Steps, as they will be stored.
+    pub scales: Vec<f16>,
+    /// Codes that stand for zero.
+    pub zeros: Vec<u8>,
+}
+
 /// Rounds every weight (`[outputs, inputs]`) to the nearest code of its group.
 pub fn round_to_nearest(weight: &[f32], inputs: usize, spec: &QuantSpec) -> QuantizedMatrix {
     let columns = spec.columns_per_group(inputs);
@@ -55,18 +64,64 @@ pub fn round_to_nearest(weight: &[f32], inputs: usize, spec: &QuantSpec) -> Quan
     result.0
 }
 
+/// Rounds every weight (`[outputs, inputs]`) to the nearest code of the grid given for its group.
+pub fn round_on(
+    weight: &[f32],
+    inputs: usize,
+    group_index: &[u32],
+    grids: &Grids,
+    spec: &QuantSpec,
+) -> QuantizedMatrix {
+    let mut result = Unfilled::new(weight.len() / inputs, inputs, spec, group_index.to_vec());
+    result.take(grids);
+    result.chunks().zip(weight.par_chunks(ROWS * inputs)).for_each(|(chunk, weight)| {
+        let rows = weight.chunks_exact(inputs).zip(chunk.codes.chunks_exact_mut(inputs));
+        for (row, (weight, codes)) in rows.enumerate() {
+            let grids = row * chunk.groups..;
+            let (scales, zeros) = (&chunk.scales[grids.clone()], &chunk.zeros[grids]);
+            for ((weight, code), group) in weight.iter().zip(codes).zip(group_index) {
+                let group = *group as usize;
+                *code = Grid { scale: scales[group], zero: zeros[group] }.code(*weight, spec.max_code());
+            }
+        }
+    });
+    result.0
+}
+
+/// Puts `w - value(nearest code)` in the place of each weight (`[outputs, inputs]`), on the calling thread.
+pub fn rounding_errors(weight: &mut [f32], inputs: usize, spec: &QuantSpec) {
+    let columns = spec.columns_per_group(inputs);
+    for row in weight.chunks_exact_mut(inputs) {
+        for group in row.chunks_mut(columns) {
+            Grid::fit(group, spec).rounding_errors(group, spec.max_code());
+        }
+    }
+}
+
 /// Quantizes with error compensation; `u` is `[inputs, inputs]` in the order of `plan`. Rows run in parallel.
 ///
 /// A weight that is not finite gets the code that [`Grid`] gives it and passes no error on.
 pub fn compensate(weight: &[f32], u: &[f32], plan: &ColumnPlan, spec: &QuantSpec) -> QuantizedMatrix {
+    solve(weight, u, plan, spec, None)
+}
+
+/// [`compensate`] on grids given beforehand, whatever the plan says of fitting.
+pub fn compensate_on(weight: &[f32], u: &[f32], plan: &ColumnPlan, spec: &QuantSpec, grids: &Grids) -> QuantizedMatrix {
+    solve(weight, u, &ColumnPlan { fixed_grids: true, ..plan.clone() }, spec, Some(grids))
+}
+
+fn solve(weight: &[f32], u: &[f32], plan: &ColumnPlan, spec: &QuantSpec, grids: Option<&Grids>) -> QuantizedMatrix {
     let inputs = plan.order.len();
     assert_eq!(
         (plan.group_index.len(), u.len(), weight.len() % inputs),
         (inputs, inputs * inputs, 0),
         "shapes of the plan, u and weight"
     );
-    let walk = Walk::new(u, plan, spec);
+    let walk = Walk { grids_given: grids.is_some(), ..Walk::new(u, plan, spec) };
     let mut result = Unfilled::new(weight.len() / inputs, inputs, spec, plan.group_index.clone());
+    if let Some(grids) = grids {
+        result.take(grids);
+    }
     result
         .chunks()
         .zip(weight.par_chunks(ROWS * inputs))
@@ -99,6 +154,12 @@ impl Unfilled {
         })
     }
 
+    /// Takes over grids found before.
+    fn take(&mut self, grids: &Grids) {
+        self.0.scales.copy_from_slice(&grids.scales);
+        self.0.zeros.copy_from_slice(&grids.zeros);
+    }
+
     fn chunks(&mut self) -> impl IndexedParallelIterator<Item = Chunk<'_>> {
         let groups = self.0.groups();
         let grids = self.0.scales.par_chunks_mut(ROWS * groups).zip(self.0.zeros.par_chunks_mut(ROWS * groups));
@@ -113,6 +174,8 @@ struct Walk<'a> {
     spec: &'a QuantSpec,
     plan: &'a ColumnPlan,
     inputs: usize,
+    /// Whether the result holds its grids already.
+    grids_given: bool,
     /// Position → group.
     group_at: Vec<u32>,
     blocks: Vec<Range<usize>>,
@@ -122,7 +185,7 @@ impl<'a> Walk<'a> {
     fn new(u: &'a [f32], plan: &'a ColumnPlan, spec: &'a QuantSpec) -> Self {
         let group_at: Vec<u32> = plan.order.iter().map(|&column| plan.group_index[column]).collect();
         let blocks = blocks(&group_at, plan.fixed_grids);
-        Self { u, spec, plan, inputs: plan.order.len(), group_at, blocks }
+        Self { u, spec, plan, inputs: plan.order.len(), grids_given: false, group_at, blocks }
     }
 
     /// Whether a group begins at `position`.
@@ -172,7 +235,7 @@ impl<'a> Solve<'a> {
         let rows = given.len() / walk.inputs;
         let ordered = given.chunks_exact(walk.inputs).flat_map(|row| walk.plan.order.iter().map(|&column| row[column]));
         let mut solve = Self { walk, chunk, rows, weight: ordered.collect(), errors: vec![0.0; rows * BLOCK] };
-        if walk.plan.fixed_grids {
+        if walk.plan.fixed_grids && !walk.grids_given {
             solve.fit_all();
         }
         solve

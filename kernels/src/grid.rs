@@ -56,6 +56,17 @@ impl Grid {
         Self { scale: stored_scale(max / above, above), zero: spec.smallest_zero }
     }
 
+    /// The grid over the range of `weights`, both ends drawn in to `keep` of it; 1 is the whole range.
+    pub fn over(weights: &[f32], keep: f32, spec: &QuantSpec) -> Self {
+        let (min, max) = range(weights);
+        Self::spanning(keep * min, keep * max, spec)
+    }
+
+    /// Puts `w - value(nearest code)` in the place of each weight.
+    pub fn rounding_errors(self, weights: &mut [f32], max_code: u32) {
+        nearest_errors(weights, self.steps(max_code));
+    }
+
     /// The best of the grids over `[p min, p max]`, `p = 1, 0.99, .. 0.21`, by the sum of |error|^2.4 over the group.
     fn search(weights: &[f32], min: f32, max: f32, spec: &QuantSpec, full: Self) -> Self {
         let finite: Vec<f32> = weights.iter().copied().filter(|w| w.is_finite()).collect();
@@ -143,6 +154,12 @@ vectorized! {
     fn nearest_codes(weights: &[f32], steps: Steps, zero: f32, codes: &mut [u8]) {
         for (code, weight) in codes.iter_mut().zip(weights) {
             *code = (steps.nearest(*weight) + zero) as u8;
+        }
+    }
+
+    fn nearest_errors(weights: &mut [f32], steps: Steps) {
+        for weight in weights {
+            *weight -= steps.scale * steps.nearest(*weight);
         }
     }
 
@@ -276,6 +293,19 @@ mod tests {
         });
         let best = errors.fold(f64::INFINITY, f64::min);
         assert!(slow_error(found, weights, spec.bits) <= best * (1.0 + 2e-4));
+    }
+
+    #[test]
+    fn a_range_is_drawn_in_at_both_ends() {
+        let weights = [-1.5, 0.25, 3.0];
+        let spec = spec(2, false, 0);
+        assert_eq!(Grid::over(&weights, 1.0, &spec), Grid::fit(&weights, &spec));
+        // Half of [-1.5, 3] is [-0.75, 1.5]: three steps of 0.75, zero at code 1.
+        let grid = Grid::over(&weights, 0.5, &spec);
+        assert_eq!(grid, Grid { scale: f16::from_f32(0.75), zero: 1 });
+        let mut errors = weights;
+        grid.rounding_errors(&mut errors, 3);
+        assert_eq!(errors, [-0.75, 0.25, 1.5]);
     }
 
     proptest! {

@@ -12,6 +12,7 @@ pub mod activation;
 pub mod attention;
 pub mod block_solve;
 pub mod cholesky;
+pub mod clip;
 mod dispatch;
 pub mod divergence;
 pub mod doctor;

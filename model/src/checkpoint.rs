@@ -10,7 +10,7 @@ use crate::{
     demo,
     format::{
         TensorSource, awq::AwqFolder, compressed::CompressedFolder, gguf::GgufFile, gptq::GptqFolder,
-        huggingface::SafetensorsFolder,
+        huggingface::SafetensorsFolder, replaced::Replaced,
     },
     hub::{self, HubId},
     text,
@@ -18,7 +18,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -61,7 +61,7 @@ pub struct Checkpoint {
     /// The Jinja chat template, if it brings one.
     pub chat_template: Option<String>,
     /// Its tensors under Hugging Face names.
-    pub tensors: Box<dyn TensorSource>,
+    pub tensors: Arc<dyn TensorSource>,
     /// `config.json` as a Hugging Face loader expects it (made up from the metadata for a GGUF file).
     pub config_json: Value,
     /// Where it lies: the folder, or the GGUF file.
@@ -88,11 +88,11 @@ impl Checkpoint {
         let others = COMPANIONS.iter().chain(&["config.json", "quantize_config.json"]).map(|name| folder.join(name));
         files.extend(others.filter(|path| path.is_file()));
         files.sort();
-        let tensors: Box<dyn TensorSource> = match config::quantization_method(&config_json, &config_path)? {
-            None => Box::new(safetensors),
-            Some("awq") => Box::new(AwqFolder::open(safetensors, &config_json, folder)?),
-            Some("compressed-tensors") => Box::new(CompressedFolder::open(safetensors, &config_json, folder)?),
-            Some(_) => Box::new(GptqFolder::open(safetensors, &config_json, folder)?),
+        let tensors: Arc<dyn TensorSource> = match config::quantization_method(&config_json, &config_path)? {
+            None => Arc::new(safetensors),
+            Some("awq") => Arc::new(AwqFolder::open(safetensors, &config_json, folder)?),
+            Some("compressed-tensors") => Arc::new(CompressedFolder::open(safetensors, &config_json, folder)?),
+            Some(_) => Arc::new(GptqFolder::open(safetensors, &config_json, folder)?),
         };
         let tokenizer = read_tokenizer(folder)?;
         let chat_template = read_chat_template(folder)?;
@@ -105,7 +105,7 @@ impl Checkpoint {
         let config_json = file.config_json()?;
         let config = Config::from_json(&config_json, path)?;
         let (tokenizer, companions, chat_template) = (file.tokenizer()?, file.companion_files()?, file.chat_template());
-        let opened = Self::new(reference, config, config_json, tokenizer, Box::new(file));
+        let opened = Self::new(reference, config, config_json, tokenizer, Arc::new(file));
         let (files, path) = (vec![path.to_path_buf()], path.to_path_buf());
         Self { chat_template, path, companions, files, ..opened }.checked()
     }
@@ -115,7 +115,7 @@ impl Checkpoint {
         config: Config,
         config_json: Value,
         tokenizer: Tokenizer,
-        tensors: Box<dyn TensorSource>,
+        tensors: Arc<dyn TensorSource>,
     ) -> Self {
         Self {
             reference: reference.to_owned(),
@@ -175,6 +175,22 @@ impl Checkpoint {
             _ => "is in the checkpoint, but the configuration has no use for it",
         };
         Err(tensor_error(name, what.to_owned()))
+    }
+
+    /// The same model with other numbers in some of its float tensors, by name; every writer then writes those.
+    pub fn replacing(&self, values: BTreeMap<String, Vec<f32>>) -> Result<Self, ModelError> {
+        Ok(Self {
+            reference: self.reference.clone(),
+            config: self.config.clone(),
+            tokenizer: self.tokenizer.clone(),
+            chat_template: self.chat_template.clone(),
+            tensors: Arc::new(Replaced::new(Arc::clone(&self.tensors), values)?),
+            config_json: self.config_json.clone(),
+            path: self.path.clone(),
+            companions: self.companions.clone(),
+            files: self.files.clone(),
+            ropes: Arc::clone(&self.ropes),
+        })
     }
 
     /// Block `index`, weights in float32.

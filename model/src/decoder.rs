@@ -18,6 +18,8 @@
 //! that continues it; keys and values of what comes before the trunk may be given ([`KeyValues`]). All but rope and
 //! attention is row by row and doesn't know the difference.
 
+mod fold;
+
 use crate::{
     Config, ModelError,
     config::{LinearLayout, Rope},
@@ -129,6 +131,8 @@ impl RopeTables {
 
 /// A norm's weight with the settings it is applied with.
 struct Norm {
+    /// Full tensor name, e.g. `model.layers.3.input_layernorm.weight`.
+    name: String,
     weight: Vec<f32>,
     offset: f32,
     epsilon: f32,
@@ -137,7 +141,7 @@ struct Norm {
 impl Norm {
     fn read(tensors: &dyn TensorSource, name: &str, width: usize, config: &Config) -> Result<Self, ModelError> {
         let weight = read(tensors, name, width)?;
-        Ok(Self { weight, offset: config.norm_offset, epsilon: config.norm_epsilon })
+        Ok(Self { name: name.to_owned(), weight, offset: config.norm_offset, epsilon: config.norm_epsilon })
     }
 
     /// Norms each row of `x` (rows as wide as the weight) into `out`, whose content and length don't matter.

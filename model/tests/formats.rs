@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use kernels::{ActOrder, QuantSpec, QuantizedMatrix};
 use model::{
     Checkpoint, ModelError,
-    format::{Contents, QuantizedModule, Replaced, Target, write},
+    format::{Contents, QuantizedModule, Target, write},
 };
 use proptest::prelude::*;
 use safetensors::Dtype;
@@ -156,14 +156,12 @@ fn contents<'a>(
     source: &'a Checkpoint,
     modules: &'a [QuantizedModule],
     load: &'a (dyn Fn(usize) -> Result<QuantizedMatrix, ModelError> + Sync),
-    replaced: &'a Replaced<'a>,
 ) -> Contents<'a> {
     Contents {
         source,
         spec: modules[0].spec,
         modules,
         load,
-        replaced,
         meta: Value::Null,
         damping: 0.0,
         true_sequential: false,
@@ -177,18 +175,17 @@ fn replaced_tensors_take_the_place_of_the_source_s() {
     let modules = all_modules(free(4, Some(32), false));
     let source = Checkpoint::open(&bench.path("source").to_string_lossy()).unwrap();
     let changed = ["model.layers.0.input_layernorm.weight", "model.layers.1.self_attn.v_proj.bias"];
-    let replaced = |name: &str| Ok(changed.contains(&name).then(|| vec![0.5; source.tensors.shape(name).unwrap()[0]]));
+    let values = |name: &str| (name.to_owned(), vec![0.5; source.tensors.shape(name).unwrap()[0]]);
+    let replaced = source.replacing(changed.iter().map(|name| values(name)).collect()).unwrap();
     let load = |index: usize| Ok(matrix(index as u64 + 1, &modules[index]));
-    let write =
-        |replaced: &Replaced| write(&bench.path("out"), Target::Awq, &contents(&source, &modules, &load, replaced));
-    write(&replaced).unwrap();
+    write(&bench.path("out"), Target::Awq, &contents(&replaced, &modules, &load)).unwrap();
     let stored = read_tensors(&bench.path("out/model.safetensors"));
     assert_eq!(stored[changed[0]], (Dtype::F32, vec![64], toy::encode(Dtype::F32, &[0.5; 64])));
     assert_eq!(stored[changed[1]], (Dtype::F16, vec![32], toy::encode(Dtype::F16, &[0.5; 32])));
     assert_eq!(stored["model.norm.weight"], source_tensors(true)["model.norm.weight"]);
-    let short = |name: &str| Ok((name == changed[0]).then(|| vec![0.5; 63]));
-    let error = write(&short).unwrap_err().to_string();
-    assert!(error.starts_with(&format!("tensor `{}`: gives 252 bytes", changed[0])), "{error}");
+    let short = source.replacing([(changed[0].to_owned(), vec![0.5; 63])].into());
+    let error = short.err().unwrap().to_string();
+    assert!(error.contains(changed[0]) && error.contains("63 numbers, but has 64"), "{error}");
 }
 
 #[test]

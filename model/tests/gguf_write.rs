@@ -9,10 +9,7 @@ use candle_core::{Device, quantized::gguf_file};
 use kernels::kquant::{BlockMatrix, BlockType, Weighting};
 use model::{
     Checkpoint, ModelError,
-    format::{
-        gguf::{Contents, Mixture, TensorType, imatrix, write},
-        nothing_replaced,
-    },
+    format::gguf::{Contents, Mixture, TensorType, imatrix, write},
 };
 use serde_json::{Value, json};
 use small_model::{SmallModel, config};
@@ -26,18 +23,7 @@ fn open(path: &Path) -> Checkpoint {
 fn written(source: &Checkpoint, path: &Path, type_of: &dyn Fn(&str, usize) -> TensorType) -> Result<(), ModelError> {
     let load = |name: &str| Err(ModelError::Tensor { tensor: name.into(), what: "was not solved".into() });
     let solved = BTreeSet::new();
-    write(
-        path,
-        &Contents {
-            source,
-            file_type: 0,
-            type_of,
-            solved: &solved,
-            load: &load,
-            replaced: &nothing_replaced,
-            notes: Vec::new(),
-        },
-    )
+    write(path, &Contents { source, file_type: 0, type_of, solved: &solved, load: &load, notes: Vec::new() })
 }
 
 /// A byte-level tokenizer over a hundred tokens, as the small models have rows.
@@ -246,15 +232,7 @@ fn solved_blocks_are_written_as_they_are_and_checked() {
         let notes = vec![("general.description".to_owned(), "negative keys".to_owned())];
         write(
             &path,
-            &Contents {
-                source: &source,
-                file_type: 15,
-                type_of: &type_of,
-                solved: &solved,
-                load: &load,
-                replaced: &nothing_replaced,
-                notes,
-            },
+            &Contents { source: &source, file_type: 15, type_of: &type_of, solved: &solved, load: &load, notes },
         )
     };
     run(BlockType::Q4K).unwrap();

@@ -3,14 +3,14 @@
 
 use crate::{
     LayerReport, QuantizeError,
-    plan::{Method, Options},
+    plan::{AwqOptions, Options},
     prove::Proof,
     report::{mean_error, scientific},
 };
 use calibration::Manifest;
 use console::files::write_atomically;
 use kernels::ActOrder;
-use model::format::Target;
+use model::{Stage, format::Target};
 use serde_json::{Value, json};
 use std::{
     fmt::Write,
@@ -116,7 +116,8 @@ pub fn meta(options: &Options, manifest: Option<&Manifest>) -> Value {
         "method": options.method,
         "act_order": options.act_order,
         "scale_search": options.scale_search,
-        "damp_percent": (options.method == Method::Gptq).then_some(options.damping),
+        "damp_percent": options.method.compensates().then_some(options.damping),
+        "awq": options.method.scales().then_some(&options.awq),
         "inputs": options.inputs,
         "sequence": options.sequence,
         "calibration_tokens_sha256": manifest.map(|manifest| manifest.tokens_sha256.clone()),
@@ -183,6 +184,7 @@ fn cost_section(modules: &[LayerReport]) -> String {
     let Some(worst) = measured.iter().max_by(|a, b| a.error.unwrap_or(0.0).total_cmp(&b.error.unwrap_or(0.0))) else {
         return text + "No layer error was measured: that needs calibration text.\n";
     };
+    text += &scaling_sentence(modules);
     text += "Relative output error ‖ΔW·X‖²/‖W·X‖² on the calibration text, mean over layers:\n\n";
     text += "| module | rounded to nearest | as written |\n|---|---|---|\n";
     let mut kinds: Vec<&str> = measured.iter().map(|m| kind(&m.module)).collect();
@@ -195,6 +197,26 @@ fn cost_section(modules: &[LayerReport]) -> String {
     }
     let _ = writeln!(text, "\nWorst: `{}` with {}.", worst.module, scientific(worst.error));
     text
+}
+
+/// What AWQ did, where it did.
+fn scaling_sentence(modules: &[LayerReport]) -> String {
+    let exponents: Vec<f64> = modules.iter().filter_map(|m| Some(m.scaling.as_ref()?.exponent)).collect();
+    let clipped = modules.iter().filter_map(|m| m.clipping.as_ref());
+    let (clipped, groups) = clipped.fold((0, 0), |(clipped, groups), m| (clipped + m.clipped, groups + m.groups));
+    let mut text = String::new();
+    if !exponents.is_empty() {
+        let mean = exponents.iter().sum::<f64>() / exponents.len() as f64;
+        let _ = write!(
+            text,
+            "Inputs were scaled by their magnitude to the power of {mean:.2} on average, and norms, v and up by the inverse, so that norms differ from the source's. "
+        );
+    }
+    if groups > 0 {
+        let share = 100.0 * clipped as f64 / groups as f64;
+        let _ = write!(text, "The range of {share:.1} % of the groups was drawn in. ");
+    }
+    if text.is_empty() { text } else { format!("{}\n\n", text.trim_end()) }
 }
 
 /// The last part of a module's name.
@@ -218,7 +240,14 @@ fn command(provenance: &Provenance<'_>) -> String {
     push("bits", options.bits.to_string());
     push("group-size", options.group_size.to_string());
     push("scale-search", name_of(&options.scale_search));
-    if options.method == Method::Gptq {
+    if options.method.scales() {
+        push("awq-steps", options.awq.steps.to_string());
+        push("awq-scale", scaled(&options.awq, ","));
+        if !options.awq.clip {
+            push("awq-no-clip", String::new());
+        }
+    }
+    if options.method.compensates() {
         push("act-order", name_of(&options.act_order));
         push("damping", options.damping.to_string());
     }
@@ -268,7 +297,11 @@ impl Options {
             ("scale search", name_of(&self.scale_search)),
             ("format", formats(self)),
         ];
-        if self.method == Method::Gptq {
+        if self.method.scales() {
+            rows.push(("scaled inputs", format!("{} ({} exponents)", scaled(&self.awq, ", "), self.awq.steps)));
+            rows.push(("clipping", if self.awq.clip { "on" } else { "off" }.to_owned()));
+        }
+        if self.method.compensates() {
             rows.push(("act-order", act_order_described(self.act_order).to_owned()));
             rows.push(("damping", self.damping.to_string()));
         }
@@ -285,6 +318,17 @@ impl Options {
         rows.extend(self.skip.iter().map(|glob| ("in full precision", glob.clone())));
         rows
     }
+}
+
+/// The scaled stages by their names on the command line.
+fn scaled(awq: &AwqOptions, separator: &str) -> String {
+    let name = |stage: &Stage| match stage {
+        Stage::Qkv => "qkv",
+        Stage::Output => "output",
+        Stage::GateUp => "gate-up",
+        Stage::Down => "down",
+    };
+    awq.scaled.iter().map(name).collect::<Vec<_>>().join(separator)
 }
 
 fn act_order_described(order: ActOrder) -> &'static str {
@@ -309,8 +353,12 @@ fn put(path: &Path, bytes: &[u8]) -> Result<(), QuantizeError> {
 /// What the proof says, for people.
 pub fn proof_sentence(proof: &Proof) -> String {
     let formats = if proof.formats == 1 { String::new() } else { format!(" from each of {} formats", proof.formats) };
+    let folded = match proof.tensors {
+        0 => String::new(),
+        count => format!("; so are {count} norms and biases that were scaled"),
+    };
     format!(
-        "proof: {} modules ({} integers) read back{formats} equal to the solver's, bit for bit, and so are the weights whose errors are listed",
+        "proof: {} modules ({} integers) read back{formats} equal to the solver's, bit for bit, and so are the weights whose errors are listed{folded}",
         proof.modules, proof.codes
     )
 }

@@ -5,8 +5,8 @@ use calibration::{Inputs, Packing, Sequence, WindowOptions};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use console::generated::Kind;
 use kernels::{ActOrder, ScaleSearch};
-use model::format::Target;
-use quantize::{Conversion, Method, Options, Request};
+use model::{Stage, format::Target};
+use quantize::{AwqOptions, Conversion, Method, Options, Request};
 use std::{path::PathBuf, thread};
 
 /// Quantize a language model to 2, 3, 4 or 8 bits
@@ -123,6 +123,7 @@ pub(crate) struct Run {
 #[derive(Args)]
 #[command(next_help_heading = "Quantization")]
 #[command(group = ArgGroup::new("grid").args(["symmetric", "asymmetric"]))]
+#[allow(clippy::struct_excessive_bools, reason = "flags that have nothing to do with each other")]
 struct Weights {
     /// How weights become integers
     #[arg(long, value_enum, default_value_t = MethodName::Gptq)]
@@ -151,6 +152,18 @@ struct Weights {
     /// Added to the Hessian's diagonal, as a share of its mean; raised if the factorization fails, which is reported
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     damping: f64,
+    /// Exponents of the input's magnitude that AWQ tries beside 0, which is no scaling
+    #[arg(long, value_name = "COUNT", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    awq_steps: u32,
+    /// Inputs that AWQ scales
+    ///
+    /// The factors go into what comes before: norms, or the rows of v and up. Inputs of modules in full precision, or
+    /// made by them, are never scaled.
+    #[arg(long, value_enum, value_name = "INPUTS", value_delimiter = ',', default_value = "qkv,output,gate-up,down")]
+    awq_scale: Vec<StageName>,
+    /// Keep AWQ from drawing in the range of groups with outliers
+    #[arg(long)]
+    awq_no_clip: bool,
     /// Whose outputs a layer sees while it is quantized
     #[arg(long, value_enum, default_value_t = InputsName::Quantized)]
     inputs: InputsName,
@@ -317,6 +330,11 @@ impl Weights {
             act_order: self.act_order.into(),
             scale_search: self.scale_search.into(),
             damping: self.damping,
+            awq: AwqOptions {
+                steps: self.awq_steps,
+                scaled: self.awq_scale.into_iter().map(Stage::from).collect(),
+                clip: !self.awq_no_clip,
+            },
             inputs: self.inputs.into(),
             sequence: self.sequence.into(),
             formats: output.formats.clone(),
@@ -350,6 +368,21 @@ named!(MethodName for Method {
     Gptq => Method::Gptq,
     /// Rounding to nearest
     Rtn => Method::Rtn,
+    /// Inputs scaled by their magnitude, outliers clipped, then rounding to nearest
+    Awq => Method::Awq,
+    /// Inputs scaled and outliers clipped, then error compensation
+    #[value(name = "awq+gptq")]
+    AwqGptq => Method::AwqGptq,
+});
+named!(StageName for Stage {
+    /// That of q, k and v; folded into the norm before them
+    Qkv => Stage::Qkv,
+    /// That of the attention's output projection; folded into v
+    Output => Stage::Output,
+    /// That of gate and up; folded into the norm before them
+    GateUp => Stage::GateUp,
+    /// That of down; folded into up
+    Down => Stage::Down,
 });
 named!(OrderName for ActOrder {
     /// As they are stored

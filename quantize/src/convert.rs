@@ -10,7 +10,7 @@ use crate::{
 use kernels::{ActOrder, QuantSpec, QuantizedMatrix};
 use model::{
     Checkpoint, ModelError,
-    format::{self, Contents, QuantizedModule, StoredType, Target, nothing_replaced},
+    format::{self, Contents, QuantizedModule, StoredType, Target},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -100,7 +100,6 @@ impl Conversion {
             spec: most_common(modules),
             modules,
             load: &load,
-            replaced: &nothing_replaced,
             meta: Value::Null,
             damping: source.config_json["quantization_config"]["damp_percent"].as_f64().unwrap_or(0.0),
             true_sequential: source.config_json["quantization_config"]["true_sequential"].as_bool().unwrap_or(false),
@@ -246,7 +245,7 @@ fn prove(
         }
         codes += matrix.codes.len() as u64;
     }
-    Ok(Proof { formats: 1, modules: modules.len(), codes })
+    Ok(Proof { formats: 1, modules: modules.len(), codes, tensors: 0 })
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use model::{
     format::{
         StoredType,
         gguf::{Contents, Mixture, TensorType, write},
-        nothing_replaced,
     },
 };
 use serde_json::Value;
@@ -76,15 +75,8 @@ pub fn write_solved(
         ("general.quantized_by".to_owned(), card::TOOL.to_owned()),
         ("caliper.settings".to_owned(), meta.to_string()),
     ];
-    let contents = Contents {
-        source,
-        file_type: mixture.file_type(),
-        type_of: &type_of,
-        solved: &solved,
-        load: &blocks,
-        replaced: &nothing_replaced,
-        notes,
-    };
+    let contents =
+        Contents { source, file_type: mixture.file_type(), type_of: &type_of, solved: &solved, load: &blocks, notes };
     Ok(write(path, &contents)?)
 }
 

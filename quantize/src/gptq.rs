@@ -25,9 +25,12 @@ use crate::{
     order::column_plan,
     solver::{Factorization, LayerReport, Solver, check_finite},
 };
-use kernels::{QuantSpec, QuantizedMatrix, block_solve};
+use kernels::{
+    QuantSpec, QuantizedMatrix,
+    block_solve::{self, Grids},
+};
 use model::Linear;
-use std::time::Instant;
+use std::{rc::Rc, time::Instant};
 
 /// The method with its one number.
 pub struct Gptq {
@@ -44,10 +47,7 @@ impl Solver for Gptq {
     ) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
         let started = Instant::now();
         check_finite(linear)?;
-        let plan = column_plan(hessian.diagonal(), spec);
-        let factor = hessian.factor(&plan.order, self.damping, &linear.name)?;
-        let weight = zero_dead_columns(linear, hessian.dead());
-        let matrix = block_solve::compensate(&weight, &factor.upper, &plan, spec);
+        let (matrix, factor) = self.compensate(linear, spec, hessian, |_, _, _| None)?;
         let mut report = self.measure(linear, &matrix, hessian, &factor);
         report.seconds = started.elapsed().as_secs_f64();
         Ok((matrix, report))
@@ -55,6 +55,26 @@ impl Solver for Gptq {
 }
 
 impl Gptq {
+    /// The integers and the factor they were made with. `grids` may find grids for the weight beforehand, given the Gram
+    /// matrix and each column's group; where it finds none they are fitted as the order of columns says.
+    pub(crate) fn compensate(
+        &self,
+        linear: &Linear,
+        spec: &QuantSpec,
+        hessian: &mut Hessian<'_>,
+        grids: impl FnOnce(&[f32], &[f32], &[u32]) -> Option<Grids>,
+    ) -> Result<(QuantizedMatrix, Rc<Factor>), QuantizeError> {
+        let plan = column_plan(hessian.diagonal(), spec);
+        let weight = zero_dead_columns(linear, hessian.dead());
+        let grids = grids(&weight, hessian.gram(), &plan.group_index);
+        let factor = hessian.factor(&plan.order, self.damping, &linear.name)?;
+        let matrix = match grids {
+            Some(grids) => block_solve::compensate_on(&weight, &factor.upper, &plan, spec, &grids),
+            None => block_solve::compensate(&weight, &factor.upper, &plan, spec),
+        };
+        Ok((matrix, factor))
+    }
+
     /// What the integers cost, and what plain rounding would have.
     fn measure(
         &self,

@@ -3,7 +3,9 @@
 use crate::{
     Journal, LayerReport, Matrix, Options, Outcome, QuantizeError, ValidPlan, blocks,
     card::{self, Provenance},
-    files, gguf,
+    files,
+    fold::Tensors,
+    gguf,
     journal::Solved,
     preflight::{self, Cost},
     prove::{self, Proof},
@@ -19,7 +21,6 @@ use model::{
     format::{
         self, QuantizedModule, Target,
         gguf::imatrix::{self, Importance},
-        nothing_replaced,
     },
 };
 use rayon::prelude::*;
@@ -200,7 +201,7 @@ impl Job {
                 .par_iter()
                 .filter_map(|linear| Some(self.round(linear, self.plan.spec_of(&linear.name)?)))
                 .collect::<Result<Vec<_>, _>>()?;
-            journal.store(index, &solved)?;
+            journal.store(index, &solved, &Tensors::new())?;
             for (_, report) in &solved {
                 progress.step(&report.module);
             }
@@ -231,6 +232,15 @@ impl Job {
             reports.extend(journal.load(block)?.iter().map(|(_, report)| report.clone()));
         }
         Ok(reports)
+    }
+
+    /// The float tensors that became others, of all blocks.
+    fn folded(&self, journal: &Journal) -> Result<Tensors, QuantizeError> {
+        let mut tensors = Tensors::new();
+        for block in 0..self.plan.blocks() {
+            tensors.extend(journal.tensors(block)?.iter().map(|(name, values)| (name.clone(), values.clone())));
+        }
+        Ok(tensors)
     }
 
     /// Where the output is put together.
@@ -265,13 +275,15 @@ impl Job {
         let quantized: Vec<QuantizedModule> = modules.iter().map(written_module).collect();
         let options = &self.plan.options;
         let manifest = self.calibration.as_ref().map(|set| &set.manifest);
+        // The source with what the method folded into norms and biases.
+        let folded = self.folded(journal)?;
+        let replaced = (!folded.is_empty()).then(|| self.checkpoint.replacing(folded)).transpose()?;
         let load = |index: usize| load_module(journal, &self.plan, &modules[index].module);
         let contents = format::Contents {
-            source: &self.checkpoint,
+            source: replaced.as_ref().unwrap_or(&self.checkpoint),
             spec: self.plan.spec,
             modules: &quantized,
             load: &load,
-            replaced: &nothing_replaced,
             meta: card::meta(options, manifest),
             damping: options.damping,
             true_sequential: options.sequence == calibration::Sequence::Module,
@@ -280,7 +292,7 @@ impl Job {
         match options.block_mixture() {
             Some(mixture) => {
                 let load = |name: &str| load_matrix(journal, &self.plan, name);
-                gguf::write_solved(folder, mixture, &self.checkpoint, &self.plan.modules, &load, &contents.meta)?;
+                gguf::write_solved(folder, mixture, contents.source, &self.plan.modules, &load, &contents.meta)?;
             }
             None => format::write(folder, format, &contents)?,
         }

@@ -8,11 +8,11 @@
 //! ```
 //!
 //! A block's file is a safetensors file (`<module>.codes` u8 `[outputs, inputs]`, `.scales` f16 and `.zeros` u8
-//! `[outputs, groups]`, `.group_index` u32 `[inputs]`; of a block format only `.blocks` u8) with the reports as JSON in
-//! its metadata. It is written under another name, flushed and renamed: it is there whole or not at all, whenever the
-//! process dies.
+//! `[outputs, groups]`, `.group_index` u32 `[inputs]`; of a block format only `.blocks` u8; `<tensor>.folded` f32 for norms
+//! and biases that the method changed) with the reports as JSON in its metadata. It is written under another name, flushed
+//! and renamed: it is there whole or not at all, whenever the process dies.
 
-use crate::{LayerReport, Matrix, QuantizeError};
+use crate::{LayerReport, Matrix, QuantizeError, fold::Tensors};
 use console::files::write_atomically;
 use half::f16;
 use kernels::{QuantizedMatrix, kquant::BlockMatrix};
@@ -31,11 +31,21 @@ pub type Solved = (Matrix, LayerReport);
 /// How many differing settings an error names.
 const DIFFERENCES_NAMED: usize = 4;
 
+/// A block as it was stored.
+#[derive(Clone)]
+struct Finished {
+    modules: Arc<Vec<Solved>>,
+    tensors: Arc<Tensors>,
+}
+
+/// What float tensors are called in a block's file.
+const FOLDED: &str = ".folded";
+
 /// An opened work folder.
 pub struct Journal {
     folder: PathBuf,
     _lock: File,
-    last: Mutex<Option<(usize, Arc<Vec<Solved>>)>>,
+    last: Mutex<Option<(usize, Finished)>>,
 }
 
 impl Journal {
@@ -80,23 +90,33 @@ impl Journal {
         self.path(index).exists()
     }
 
-    /// Makes block `index` durable.
-    pub fn store(&self, index: usize, block: &[Solved]) -> Result<(), QuantizeError> {
+    /// Makes block `index` durable: its modules, and the norms and biases that became others.
+    pub fn store(&self, index: usize, block: &[Solved], tensors: &Tensors) -> Result<(), QuantizeError> {
         let path = self.path(index);
-        let bytes = encode(block).map_err(|what| QuantizeError::Journal { path: path.clone(), what })?;
+        let bytes = encode(block, tensors).map_err(|what| QuantizeError::Journal { path: path.clone(), what })?;
         write_atomically(&path, &bytes).map_err(QuantizeError::io(&path))
     }
 
     /// Block `index` as it was stored. The last block read is kept, since its modules are asked for one by one.
     pub fn load(&self, index: usize) -> Result<Arc<Vec<Solved>>, QuantizeError> {
+        Ok(self.finished(index)?.modules)
+    }
+
+    /// The norms and biases that became others in block `index`.
+    pub fn tensors(&self, index: usize) -> Result<Arc<Tensors>, QuantizeError> {
+        Ok(self.finished(index)?.tensors)
+    }
+
+    fn finished(&self, index: usize) -> Result<Finished, QuantizeError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, block)) = last.as_ref().filter(|(known, _)| *known == index) {
-            return Ok(Arc::clone(block));
+            return Ok(block.clone());
         }
         let path = self.path(index);
         let bytes = fs::read(&path).map_err(QuantizeError::io(&path))?;
-        let block = Arc::new(decode(&bytes).map_err(|what| QuantizeError::Journal { path, what })?);
-        *last = Some((index, Arc::clone(&block)));
+        let (modules, tensors) = decode(&bytes).map_err(|what| QuantizeError::Journal { path, what })?;
+        let block = Finished { modules: Arc::new(modules), tensors: Arc::new(tensors) };
+        *last = Some((index, block.clone()));
         Ok(block)
     }
 
@@ -198,7 +218,7 @@ fn listed(differences: &[String]) -> String {
     }
 }
 
-fn encode(block: &[Solved]) -> Result<Vec<u8>, String> {
+fn encode(block: &[Solved], tensors: &Tensors) -> Result<Vec<u8>, String> {
     let mut stored: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
     for (matrix, report) in block {
         let name = |part: &str| format!("{}.{part}", report.module);
@@ -217,6 +237,10 @@ fn encode(block: &[Solved]) -> Result<Vec<u8>, String> {
         stored.push((name("zeros"), Dtype::U8, vec![outputs, groups], matrix.zeros.clone()));
         stored.push((name("group_index"), Dtype::U32, vec![inputs], group_index));
     }
+    for (name, values) in tensors {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        stored.push((format!("{name}{FOLDED}"), Dtype::F32, vec![values.len()], bytes));
+    }
     let reports: Vec<&LayerReport> = block.iter().map(|(_, report)| report).collect();
     let reports = serde_json::to_string(&reports).map_err(|error| error.to_string())?;
     let views = stored
@@ -227,12 +251,27 @@ fn encode(block: &[Solved]) -> Result<Vec<u8>, String> {
     safetensors::serialize(views, Some(HashMap::from([("reports".to_owned(), reports)]))).map_err(|e| e.to_string())
 }
 
-fn decode(bytes: &[u8]) -> Result<Vec<Solved>, String> {
+fn decode(bytes: &[u8]) -> Result<(Vec<Solved>, Tensors), String> {
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
     let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
     let reports = metadata.metadata().as_ref().and_then(|map| map.get("reports")).ok_or("its reports are missing")?;
     let reports: Vec<LayerReport> = serde_json::from_str(reports).map_err(|error| error.to_string())?;
-    reports.into_iter().map(|report| Ok((matrix_of(&report, &file)?, report))).collect()
+    let modules = reports.into_iter().map(|report| Ok((matrix_of(&report, &file)?, report)));
+    Ok((modules.collect::<Result<_, String>>()?, folded(&file)?))
+}
+
+/// The float tensors of a block's file.
+fn folded(file: &SafeTensors<'_>) -> Result<Tensors, String> {
+    let mut tensors = Tensors::new();
+    for (name, tensor) in file.iter() {
+        let Some(name) = name.strip_suffix(FOLDED) else { continue };
+        if tensor.dtype() != Dtype::F32 {
+            return Err(format!("{name} is {:?}, not F32", tensor.dtype()));
+        }
+        let values = tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        tensors.insert(name.to_owned(), values);
+    }
+    Ok(tensors)
 }
 
 fn matrix_of(report: &LayerReport, file: &SafeTensors<'_>) -> Result<Matrix, String> {
@@ -317,11 +356,13 @@ mod tests {
         let block = vec![solved("a", 3, 20), solved("b", 1, 1), solved("c", 2, 8), solved_in_blocks("d")];
         let journal = Journal::open(&out, &json!({"bits": 4}), false).unwrap();
         assert!(!journal.has(2));
-        journal.store(2, &block).unwrap();
+        let tensors = Tensors::from([("a.weight".to_owned(), vec![1.5, -0.25]), ("b.bias".to_owned(), vec![1e-30])]);
+        journal.store(2, &block, &tensors).unwrap();
         drop(journal);
         let journal = Journal::open(&out, &json!({"bits": 4}), false).unwrap();
         assert!(journal.has(2) && !journal.has(1));
         assert_eq!(*journal.load(2).unwrap(), block);
+        assert_eq!(*journal.tensors(2).unwrap(), tensors);
         journal.remove().unwrap();
         assert!(!Journal::folder_of(&out).exists());
     }
@@ -331,7 +372,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
         let journal = Journal::open(&out, &json!({"settings": {"bits": 4, "skip": []}}), false).unwrap();
-        journal.store(0, &[solved("a", 1, 8)]).unwrap();
+        journal.store(0, &[solved("a", 1, 8)], &Tensors::new()).unwrap();
         drop(journal);
         let other = json!({"settings": {"bits": 3, "skip": []}});
         let error = Journal::open(&out, &other, false).err().unwrap().to_string();
@@ -357,7 +398,7 @@ mod tests {
 
     #[test]
     fn damaged_blocks_are_errors() {
-        let bytes = encode(&[solved("a", 3, 20)]).unwrap();
+        let bytes = encode(&[solved("a", 3, 20)], &Tensors::new()).unwrap();
         assert!(decode(&bytes).is_ok());
         for length in [0, 7, 8, 40, bytes.len() - 1] {
             assert!(decode(&bytes[..length]).is_err(), "{length}");

@@ -1,19 +1,22 @@
-//! Quantizing a model: round-to-nearest and GPTQ, from a checkpoint and a calibration text to a proven checkpoint in
+//! Quantizing a model: round-to-nearest, GPTQ and AWQ, from a checkpoint and a calibration text to a proven checkpoint in
 //! one or several formats; and converting between formats.
 //!
 //! ```text
-//! Options ─plan─▶ ValidPlan ─job─▶ blocks, one at a time ─gptq | rtn─▶ journal ─write, prove, card─▶ OUT
+//! Options ─plan─▶ ValidPlan ─job─▶ blocks, one at a time ─gptq | awq | rtn─▶ journal ─write, prove, card─▶ OUT
 //! ```
 //!
-//! [`gptq`] is the method, over [`order`] and [`hessian`], and [`blocks`] the same on the grids of GGUF's block formats; [`visitor`] hangs it into the calibration driver; [`journal`]
-//! keeps what is finished; [`job`] is the whole run. Knows nothing of metrics: what a checkpoint is worth is measured
-//! on the checkpoint, by another program.
+//! [`gptq`] is the method, over [`order`] and [`hessian`], and [`blocks`] the same on the grids of GGUF's block formats;
+//! [`awq`] the other, over [`fold`]; [`visitor`] hangs them into the calibration driver; [`journal`] keeps what is
+//! finished; [`job`] is the whole run. Knows nothing of metrics: what a checkpoint is worth is measured on the checkpoint,
+//! by another program.
 
+pub mod awq;
 pub mod blocks;
 pub mod card;
 pub mod convert;
 pub mod error;
 mod files;
+pub mod fold;
 pub mod gguf;
 pub mod gptq;
 pub mod hessian;
@@ -38,6 +41,6 @@ pub use hessian::Hessian;
 pub use job::{Job, Request};
 pub use journal::Journal;
 pub use matrix::Matrix;
-pub use plan::{Method, Options, ValidPlan};
+pub use plan::{AwqOptions, Method, Options, ValidPlan};
 pub use report::Outcome;
 pub use solver::{LayerReport, Solver};

@@ -3,7 +3,7 @@
 //! Free of scale, of the number of tokens and of the width, so that layers and tools can be compared. Products are
 //! float32, sums over a row and over rows float64, in an order fixed by the shape.
 
-use kernels::gemm;
+use kernels::{QuantSpec, block_solve, gemm};
 use rayon::prelude::*;
 
 /// Rows multiplied at once by one thread: enough to make reading `G` cheap beside the products.
@@ -11,15 +11,32 @@ const ROWS_AT_ONCE: usize = 128;
 
 /// `tr(A G Aᵀ) = ‖A X‖²` for `a` `[rows, width]` and the Gram matrix `gram` `[width, width]`.
 pub fn output_energy(a: &[f32], gram: &[f32], width: usize) -> f64 {
-    let parts: Vec<f64> = a
-        .par_chunks(ROWS_AT_ONCE * width)
-        .map(|a| {
-            let mut product = vec![0.0; a.len()];
-            gemm::linear(a, gram, None, width, &mut product);
-            a.iter().zip(&product).map(|(a, p)| f64::from(*a) * f64::from(*p)).sum()
-        })
-        .collect();
+    let parts: Vec<f64> = a.par_chunks(ROWS_AT_ONCE * width).map(|a| energy(a, gram, width)).collect();
     parts.iter().sum()
+}
+
+/// `‖E X‖²` for `E = round(W·s) / s − W`: what rounding to nearest costs when column `c` of `weight` (`[rows, width]`)
+/// is multiplied by `factors[c]` and its input divided by it.
+pub fn scaled_rounding_energy(weight: &[f32], factors: &[f32], gram: &[f32], spec: &QuantSpec) -> f64 {
+    let width = factors.len();
+    let error_energy = |rows: &[f32]| {
+        let scaled = rows.chunks_exact(width).flat_map(|row| row.iter().zip(factors).map(|(w, factor)| w * factor));
+        let mut errors: Vec<f32> = scaled.collect();
+        block_solve::rounding_errors(&mut errors, width, spec);
+        for row in errors.chunks_exact_mut(width) {
+            row.iter_mut().zip(factors).for_each(|(error, factor)| *error /= factor);
+        }
+        energy(&errors, gram, width)
+    };
+    let parts: Vec<f64> = weight.par_chunks(ROWS_AT_ONCE * width).map(error_energy).collect();
+    parts.iter().sum()
+}
+
+/// [`output_energy`] of few rows, on the calling thread.
+fn energy(a: &[f32], gram: &[f32], width: usize) -> f64 {
+    let mut product = vec![0.0; a.len()];
+    gemm::linear(a, gram, None, width, &mut product);
+    a.iter().zip(&product).map(|(a, p)| f64::from(*a) * f64::from(*p)).sum()
 }
 
 /// The relative output error of `changed` against `weight`, whose own output energy is `energy`; 0 where there is no

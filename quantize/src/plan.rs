@@ -25,6 +25,40 @@ pub enum Method {
     Gptq,
     /// Rounding to nearest.
     Rtn,
+    /// Scaling by input magnitude and clipping, then rounding to nearest.
+    Awq,
+    /// Scaling and clipping, then error compensation.
+    #[serde(rename = "awq+gptq")]
+    AwqGptq,
+}
+
+impl Method {
+    /// Whether it compensates errors by the inverse Hessian.
+    pub fn compensates(self) -> bool {
+        matches!(self, Self::Gptq | Self::AwqGptq)
+    }
+
+    /// Whether it scales inputs and clips ranges.
+    pub fn scales(self) -> bool {
+        matches!(self, Self::Awq | Self::AwqGptq)
+    }
+}
+
+/// Settings of AWQ.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AwqOptions {
+    /// Exponents tried beside 0: `1/steps, 2/steps, .. 1`.
+    pub steps: u32,
+    /// The stages whose input is scaled.
+    pub scaled: Vec<Stage>,
+    /// Whether ranges are drawn in.
+    pub clip: bool,
+}
+
+impl Default for AwqOptions {
+    fn default() -> Self {
+        Self { steps: 20, scaled: Stage::ALL.to_vec(), clip: true }
+    }
 }
 
 /// Everything that shapes the output, as the user asked for it. Threads, memory and the like don't and aren't here.
@@ -44,6 +78,9 @@ pub struct Options {
     pub scale_search: ScaleSearch,
     /// Relative damping.
     pub damping: f64,
+    /// Settings of AWQ.
+    #[serde(default)]
+    pub awq: AwqOptions,
     /// Whose outputs later layers see.
     pub inputs: Inputs,
     /// How the linears of a block follow each other.
@@ -102,12 +139,11 @@ pub struct ValidPlan {
 impl Options {
     /// The settings that hold where no override does.
     pub fn spec(&self) -> Result<QuantSpec, QuantizeError> {
-        let gptq = self.method == Method::Gptq;
         let spec = QuantSpec {
             bits: self.bits,
             group_size: group_size(&self.group_size.to_string())?,
             symmetric: self.symmetric,
-            act_order: if gptq { self.act_order } else { ActOrder::None },
+            act_order: if self.method.compensates() { self.act_order } else { ActOrder::None },
             scale_search: self.scale_search,
             smallest_zero: self.formats.iter().map(|format| format.smallest_zero()).max().unwrap_or(0),
         };
@@ -125,10 +161,11 @@ impl Options {
             )));
         }
         check_formats(&self.formats)?;
-        if self.method == Method::Gptq && self.calibration.is_empty() {
-            return Err(QuantizeError::Option(
-                "--method gptq needs text to calibrate on: give --calibration FILE, or use --method rtn".to_owned(),
-            ));
+        if self.method != Method::Rtn && self.calibration.is_empty() {
+            return Err(QuantizeError::Option(format!(
+                "--method {} needs text to calibrate on: give --calibration FILE, or use --method rtn",
+                crate::card::name_of(&self.method)
+            )));
         }
         let mut modules = linears(config);
         modules.extend(self.lm_head.then(|| head(config)));
@@ -170,6 +207,11 @@ impl Options {
         if !self.overrides.is_empty() {
             return refuse(
                 "--override sets bits and group size, which a GGUF mixture sets itself: choose another mixture",
+            );
+        }
+        if self.method.scales() {
+            return refuse(
+                "--method awq scales for groups, and GGUF's blocks have grids of their own: use gptq or rtn",
             );
         }
         if self.method == Method::Gptq && self.act_order == ActOrder::Desc {
@@ -320,6 +362,7 @@ mod tests {
             act_order: ActOrder::Static,
             scale_search: ScaleSearch::MinMax,
             damping: 0.01,
+            awq: AwqOptions::default(),
             inputs: Inputs::Quantized,
             sequence: Sequence::Module,
             formats: vec![Target::Gptq(Version::V1)],

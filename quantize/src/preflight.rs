@@ -6,10 +6,11 @@
 
 use crate::{
     QuantizeError,
-    plan::{Method, Module, ValidPlan},
+    plan::{Module, ValidPlan},
 };
 use calibration::{Inputs, Sequence, driver};
 use console::machine;
+use kernels::QuantSpec;
 use model::{
     Checkpoint, Stage,
     decoder::Activations,
@@ -122,7 +123,9 @@ fn memory_needed(plan: &ValidPlan, windows: &[Vec<u32>], threads: usize) -> u64 
     if windows.is_empty() {
         return BASE_MEMORY + solving;
     }
-    let captured_at_once = plan.options.sequence == Sequence::Block || plan.options.inputs == Inputs::Original;
+    let options = &plan.options;
+    let captured_at_once =
+        options.sequence == Sequence::Block || options.inputs == Inputs::Original || options.method.scales();
     let squares: Vec<u64> = stage_widths(&plan.modules).values().map(|width| width * width * 4).collect();
     let captured = if captured_at_once { squares.iter().sum() } else { squares.iter().max().copied().unwrap_or(0) };
     let factored = squares.iter().max().copied().unwrap_or(0) * (HESSIAN_COPIES - 1);
@@ -173,6 +176,7 @@ fn seconds_needed(
     tokens: usize,
     threads: usize,
 ) -> Result<f64, QuantizeError> {
+    let (inputs, sequence) = (plan.options.inputs, plan.options.sequence);
     let block = checkpoint.block(0)?;
     let mut activations = Activations { hidden: checkpoint.embed(window)?, input: Vec::new() };
     let started = Instant::now();
@@ -183,11 +187,13 @@ fn seconds_needed(
     let seconds = started.elapsed().as_secs_f64();
     let first: u64 = plan.modules.iter().filter(|m| m.block == 0).map(weights).sum();
     let rate = (first * window.len() as u64) as f64 / seconds;
-    let passes =
-        if (plan.options.inputs, plan.options.sequence) == (Inputs::Quantized, Sequence::Block) { 2 } else { 1 };
+    let scales = plan.options.method.scales();
+    let captures = if scales && (inputs, sequence) == (Inputs::Quantized, Sequence::Module) { 2.0 } else { 1.0 };
+    let twice = inputs == Inputs::Quantized && (scales || sequence == Sequence::Block);
+    let passes = if twice { 2 } else { 1 };
     let all: u64 = plan.modules.iter().map(weights).sum();
     let forward = (all * passes * tokens as u64) as f64;
-    Ok((forward + capture_work(plan, tokens) + solve_work(plan)) / rate / threads as f64)
+    Ok((forward + captures * capture_work(plan, tokens) + solve_work(plan) + search_work(plan)) / rate / threads as f64)
 }
 
 /// Multiplications of the Gram sums: half a square for each token.
@@ -199,11 +205,28 @@ fn capture_work(plan: &ValidPlan, tokens: usize) -> f64 {
 /// Multiplications of solving (half a square for each row, and the factor) and of measuring (a square for each of the
 /// given weight, the nearest and the solved).
 fn solve_work(plan: &ValidPlan) -> f64 {
-    let gptq = plan.options.method == Method::Gptq;
+    let gptq = plan.options.method.compensates();
     let measured = if gptq { 3.5 } else { 2.0 };
     let rows: f64 = plan.quantized().map(|m| measured * m.outputs as f64 * (m.inputs as f64).powi(2)).sum();
     let factors: f64 = stage_widths(&plan.modules).values().map(|width| (*width as f64).powi(3) / 3.0).sum();
     rows + if gptq { factors } else { 0.0 }
+}
+
+/// Multiplications of AWQ's searches: a square for each row and candidate; for clipping a group for each weight and
+/// share of the range, and a square for each row twice.
+fn search_work(plan: &ValidPlan) -> f64 {
+    let options = &plan.options;
+    if !options.method.scales() {
+        return 0.0;
+    }
+    let work = |module: &Module, spec: &QuantSpec| {
+        let inputs = module.inputs as f64;
+        let scale = f64::from(options.awq.steps + 1) * inputs;
+        let clip =
+            if options.awq.clip { 10.0 * spec.columns_per_group(module.inputs) as f64 + 2.0 * inputs } else { 0.0 };
+        weights(module) as f64 * (scale + clip)
+    };
+    plan.modules.iter().filter_map(|module| Some(work(module, module.spec.as_ref()?))).sum()
 }
 
 fn weights(module: &Module) -> u64 {

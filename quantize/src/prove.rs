@@ -1,7 +1,7 @@
 //! The proof before success is reported: what was written is opened as any loader would, and must give back the
 //! solver's integers, scales, zero-points and group indices bit for bit, and with them the very weights whose output
-//! error was measured. The errors in the report are therefore those of the file. Where a format holds float weights,
-//! they must be those weights rounded once to the stored type.
+//! error was measured; norms and biases that the method changed, too. The errors in the report are therefore those of the
+//! file. Where a format holds float weights, they must be those weights rounded once to the stored type.
 
 use crate::{Journal, Matrix, QuantizeError, plan::ValidPlan};
 use kernels::QuantizedMatrix;
@@ -22,6 +22,8 @@ pub struct Proof {
     pub modules: usize,
     /// Their integers.
     pub codes: u64,
+    /// Norms and biases that the method changed, read back.
+    pub tensors: usize,
 }
 
 impl Proof {
@@ -59,10 +61,20 @@ pub fn prove(
                 same_weight(&report.module, format, &weight, written.tensors.as_ref())
             }
         })?;
+        let folded = journal.tensors(block)?;
+        folded.iter().try_for_each(|(name, values)| same_numbers(name, values, written.tensors.as_ref()))?;
+        proof.tensors += folded.len();
         proof.modules += solved.len();
         proof.codes += solved.iter().map(|(matrix, _)| matrix.codes()).sum::<u64>();
     }
     Ok(proof)
+}
+
+fn same_numbers(name: &str, values: &[f32], written: &dyn TensorSource) -> Result<(), QuantizeError> {
+    if written.read(name)?.iter().map(|value| value.to_bits()).eq(values.iter().map(|value| value.to_bits())) {
+        return Ok(());
+    }
+    Err(QuantizeError::Proof { module: name.to_owned(), what: "the numbers read back differ".to_owned() })
 }
 
 /// Compares linear `module` in `written` with `solved`: the integers and what a loader makes of them.

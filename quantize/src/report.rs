@@ -1,6 +1,6 @@
 //! What a run came to, as tables for people and as one JSON object.
 
-use crate::{LayerReport, Options, QuantizeError, card, prove::Proof};
+use crate::{LayerReport, Options, QuantizeError, card, prove::Proof, solver::ClippingReport};
 use calibration::Manifest;
 use console::{Table, machine};
 use model::{format::Target, inspect::Inspection, runtimes::Verdict};
@@ -133,21 +133,27 @@ impl Outcome {
     }
 
     fn module_table(&self) -> Table {
-        let headings =
-            ["module", "bits", "group", "error, nearest", "error, written", "damping", "precision", "seconds"];
+        let scaled = self.settings.method.scales();
+        let mut headings = vec!["module", "bits", "group", "error, nearest", "error, written"];
+        headings.extend(if scaled { &["exponent", "factors", "clipped"][..] } else { &[] });
+        headings.extend(["damping", "precision", "seconds"]);
         let mut table = Table::new(headings);
         for module in &self.modules {
             let used = module.factorization.as_ref();
-            table.row([
+            let mut row = vec![
                 short(&module.module).to_owned(),
                 module.blocks.map_or_else(|| module.spec.bits.to_string(), |kind| kind.name().to_owned()),
                 module.spec.group_size.map_or_else(|| "row".to_owned(), |size| size.to_string()),
                 scientific(module.error_round_to_nearest),
                 scientific(module.error),
+            ];
+            row.extend(if scaled { scaling_cells(module) } else { Vec::new() });
+            row.extend([
                 used.map_or_else(|| "-".to_owned(), |f| f.damping.to_string()),
                 used.map_or_else(|| "-".to_owned(), |f| f.precision.clone()),
                 format!("{:.2}", module.seconds),
             ]);
+            table.row(row);
         }
         table
     }
@@ -192,6 +198,18 @@ impl Outcome {
         }
         table
     }
+}
+
+/// Exponent, range of factors, and share of groups drawn in.
+fn scaling_cells(module: &LayerReport) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let scaling = module.scaling.as_ref();
+    let clipped = |c: &ClippingReport| format!("{:.1} %", 100.0 * c.clipped as f64 / c.groups.max(1) as f64);
+    vec![
+        scaling.map_or_else(dash, |s| format!("{:.2}", s.exponent)),
+        scaling.map_or_else(dash, |s| format!("{:.2} to {:.2}", s.least, s.greatest)),
+        module.clipping.as_ref().map_or_else(dash, clipped),
+    ]
 }
 
 impl Output {

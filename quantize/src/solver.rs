@@ -36,6 +36,12 @@ pub struct LayerReport {
     pub error_round_to_nearest: Option<f64>,
     /// The same of what is written: after error compensation, where the method has it.
     pub error: Option<f64>,
+    /// How the input was scaled, where the method does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<ScalingReport>,
+    /// How ranges were drawn in, where the method does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clipping: Option<ClippingReport>,
     /// How the Hessian was factored, where the method does.
     pub factorization: Option<Factorization>,
     /// Columns whose input was always zero.
@@ -47,6 +53,55 @@ pub struct LayerReport {
     /// Seconds of solving and measuring; not part of what is written.
     #[serde(default)]
     pub seconds: f64,
+}
+
+/// How the input of a stage was scaled; the same for all linears that share it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScalingReport {
+    /// The exponent of the channels' magnitudes; 0 is no scaling.
+    pub exponent: f64,
+    /// The least factor.
+    pub least: f32,
+    /// The greatest factor.
+    pub greatest: f32,
+    /// `Σ ‖E X‖²` over the stage's linears rounded to nearest, with these factors over without them.
+    pub loss_ratio: f64,
+}
+
+impl ScalingReport {
+    /// The record of `choice`.
+    pub fn of(choice: &crate::awq::Choice) -> Self {
+        let factors = || choice.factors.iter().copied();
+        let unscaled = choice.loss_unscaled;
+        Self {
+            exponent: choice.exponent,
+            least: factors().fold(f32::INFINITY, f32::min),
+            greatest: factors().fold(0.0, f32::max),
+            loss_ratio: if unscaled > 0.0 { choice.loss / unscaled } else { 1.0 },
+        }
+    }
+}
+
+/// How the ranges of a module's groups were drawn in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClippingReport {
+    /// Groups of all rows.
+    pub groups: usize,
+    /// Those whose range was drawn in.
+    pub clipped: usize,
+    /// The mean share of the range that was kept, over all groups.
+    pub mean_kept: f64,
+}
+
+impl ClippingReport {
+    /// Of the shares kept in all groups.
+    pub fn of(keep: &[f32]) -> Self {
+        Self {
+            groups: keep.len(),
+            clipped: keep.iter().filter(|keep| **keep < 1.0).count(),
+            mean_kept: keep.iter().map(|keep| f64::from(*keep)).sum::<f64>() / keep.len().max(1) as f64,
+        }
+    }
 }
 
 /// How a Hessian was factored.
@@ -74,6 +129,8 @@ impl LayerReport {
             tokens: 0,
             error_round_to_nearest: None,
             error: None,
+            scaling: None,
+            clipping: None,
             factorization: None,
             dead_columns: Vec::new(),
             near_dead_columns: Vec::new(),

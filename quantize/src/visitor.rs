@@ -2,7 +2,9 @@
 
 use crate::{
     Hessian, Journal, QuantizeError, Solver,
+    awq::Awq,
     blocks::BlockSolver,
+    fold::{self, FoldedBlock, Tensors},
     gptq::Gptq,
     journal::Solved,
     plan::{HEAD, Method, Options, ValidPlan},
@@ -21,13 +23,21 @@ use std::collections::BTreeMap;
 pub struct Quantizer<'a> {
     plan: &'a ValidPlan,
     journal: &'a Journal,
-    solver: Box<dyn Solver>,
+    algorithm: Algorithm,
     block_solver: BlockSolver,
     importance: Option<&'a Importance>,
     /// Sums of squared activations of every module that was captured.
     pub sums: BTreeMap<String, Sums>,
     progress: &'a mut Progress,
     block: Vec<Solved>,
+}
+
+/// A method as this visitor needs it.
+enum Algorithm {
+    /// Linear by linear.
+    Plain(Box<dyn Solver>),
+    /// Looks at a whole block first.
+    Awq(Awq),
 }
 
 impl<'a> Quantizer<'a> {
@@ -38,14 +48,26 @@ impl<'a> Quantizer<'a> {
         importance: Option<&'a Importance>,
         progress: &'a mut Progress,
     ) -> Self {
-        let solver: Box<dyn Solver> = match plan.options.method {
-            Method::Gptq => Box::new(Gptq { damping: plan.options.damping }),
-            Method::Rtn => Box::new(RoundToNearest),
-        };
         let Options { method, damping, act_order, .. } = plan.options;
+        let gptq = Gptq { damping };
+        let awq =
+            |compensation| Awq { options: plan.options.awq.clone(), compensation, folded: FoldedBlock::default() };
+        let algorithm = match method {
+            Method::Gptq => Algorithm::Plain(Box::new(gptq)),
+            Method::Rtn => Algorithm::Plain(Box::new(RoundToNearest)),
+            Method::Awq => Algorithm::Awq(awq(None)),
+            Method::AwqGptq => Algorithm::Awq(awq(Some(gptq))),
+        };
         let block_solver = BlockSolver { method, damping, act_order };
         let (sums, block) = (BTreeMap::new(), Vec::new());
-        Self { plan, journal, solver, block_solver, importance, sums, progress, block }
+        Self { plan, journal, algorithm, block_solver, importance, sums, progress, block }
+    }
+
+    fn solver(&self) -> &dyn Solver {
+        match &self.algorithm {
+            Algorithm::Plain(solver) => solver.as_ref(),
+            Algorithm::Awq(awq) => awq,
+        }
     }
 
     /// Whether the head is to be quantized and no earlier run has done it.
@@ -64,7 +86,7 @@ impl<'a> Quantizer<'a> {
                 let (matrix, report) = self.block_solver.solve(linear, kind, importance, &mut hessian)?;
                 (matrix.into(), report)
             } else {
-                let (matrix, report) = self.solver.solve(linear, spec, &mut hessian)?;
+                let (matrix, report) = self.solver().solve(linear, spec, &mut hessian)?;
                 (matrix.into(), report)
             };
             report.near_dead_columns.clone_from(&adequacy.near_dead_columns);
@@ -90,11 +112,29 @@ impl Visitor for Quantizer<'_> {
                 }
             }
         }
+        for (name, values) in self.journal.tensors(block.index)?.iter() {
+            block.replace_small_tensor(name, values)?;
+        }
         Ok(true)
     }
 
     fn wants(&self, linears: &[Linear]) -> bool {
         linears.iter().any(|linear| self.plan.spec_of(&linear.name).is_some())
+    }
+
+    fn prepares(&self) -> bool {
+        matches!(self.algorithm, Algorithm::Awq(_))
+    }
+
+    fn prepare(
+        &mut self,
+        block: &mut Block,
+        captured: &mut [(Stage, LayerStatistics)],
+    ) -> Result<(), CalibrationError> {
+        if let Algorithm::Awq(awq) = &mut self.algorithm {
+            awq.folded = fold::fold(self.plan, block, captured)?;
+        }
+        Ok(())
     }
 
     fn stage(
@@ -109,7 +149,11 @@ impl Visitor for Quantizer<'_> {
 
     fn block_done(&mut self, block: &Block) -> Result<(), CalibrationError> {
         let solved = std::mem::take(&mut self.block);
-        Ok(self.journal.store(block.index, &solved)?)
+        let folded = match &mut self.algorithm {
+            Algorithm::Awq(awq) => std::mem::take(&mut awq.folded),
+            Algorithm::Plain(_) => FoldedBlock::default(),
+        };
+        Ok(self.journal.store(block.index, &solved, &folded.tensors)?)
     }
 
     fn wants_head(&self) -> bool {
@@ -119,7 +163,7 @@ impl Visitor for Quantizer<'_> {
     fn head(&mut self, head: &Head, statistics: &LayerStatistics) -> Result<(), CalibrationError> {
         self.solve_stage(&mut [head_linear(head)], statistics)?;
         let solved = std::mem::take(&mut self.block);
-        Ok(self.journal.store(self.plan.blocks() - 1, &solved)?)
+        Ok(self.journal.store(self.plan.blocks() - 1, &solved, &Tensors::new())?)
     }
 }
 

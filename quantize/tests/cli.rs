@@ -88,6 +88,7 @@ fn assert_same(a: &Path, b: &Path) {
     }
 }
 
+const TEXT: &str = "--calibration text.txt --samples 16 --sequence-length 32";
 const SMALL: &str = "--calibration text.txt --samples 16 --sequence-length 32 --group-size 32";
 
 #[test]
@@ -118,9 +119,14 @@ fn every_method_order_width_and_zero_point_is_proven() {
         "--bits 8 --act-order group --scale-search mse",
         "--bits 4 --asymmetric --act-order static --inputs original",
         "--bits 4 --sequence block",
+        "--method awq --bits 4 --asymmetric",
+        "--method awq --bits 2 --group-size -1 --sequence block --awq-scale output,down",
+        "--method awq+gptq --bits 3 --act-order desc --asymmetric --zero-points v2",
+        "--method awq+gptq --bits 8 --inputs original --awq-steps 5 --awq-no-clip",
     ];
     for setting in settings {
-        let output = bench.succeed(&format!("{setting} {SMALL} --overwrite --json"), "out");
+        let group = if setting.contains("--group-size") { "" } else { "--group-size 32" };
+        let output = bench.succeed(&format!("{setting} {TEXT} {group} --overwrite --json"), "out");
         let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(json["proof"]["modules"], 7, "{setting}");
         assert_eq!(json["modules"].as_array().unwrap().len(), 7);
@@ -147,9 +153,14 @@ fn rounding_needs_no_calibration() {
 #[test]
 fn one_thread_and_two_give_the_same_bytes() {
     let bench = Bench::new(&Toy { blocks: 3 });
-    bench.succeed(&format!("{SMALL} --threads 1"), "one");
-    bench.succeed(&format!("{SMALL} --threads 2"), "two");
-    assert_same(&bench.path("one"), &bench.path("two"));
+    for method in ["gptq", "awq", "awq+gptq"] {
+        let run = |threads: usize| {
+            let out = format!("{method}-{threads}");
+            bench.succeed(&format!("{SMALL} --method {method} --threads {threads}"), &out);
+            bench.path(&out)
+        };
+        assert_same(&run(1), &run(2));
+    }
 }
 
 #[test]
@@ -169,8 +180,8 @@ fn activations_in_a_file_give_the_same_bytes_as_in_memory() {
 const LONG: &str = "--calibration text.txt --samples 96 --sequence-length 128 --group-size 32 --threads 1 --lm-head";
 
 /// Starts the run, kills it once `blocks` blocks are finished.
-fn kill_after(bench: &Bench, blocks: usize, out: &str) {
-    let mut child = bench.command(LONG, out).stderr(Stdio::null()).spawn().unwrap();
+fn kill_after(bench: &Bench, arguments: &str, blocks: usize, out: &str) {
+    let mut child = bench.command(arguments, out).stderr(Stdio::null()).spawn().unwrap();
     let waited_for = bench.path(&format!("{out}.partial/block-{:05}.solved", blocks - 1));
     let started = Instant::now();
     while !waited_for.exists() {
@@ -186,9 +197,9 @@ fn kill_after(bench: &Bench, blocks: usize, out: &str) {
 fn a_killed_run_goes_on_after_its_last_block_and_ends_in_the_same_bytes() {
     let bench = Bench::new(&Toy { blocks: 12 });
     bench.succeed(LONG, "whole");
-    kill_after(&bench, 2, "killed");
+    kill_after(&bench, LONG, 2, "killed");
     assert!(!bench.path("killed").exists(), "a killed run leaves no output");
-    kill_after(&bench, 5, "killed");
+    kill_after(&bench, LONG, 5, "killed");
     let output = bench.succeed(&format!("{LONG} --json"), "killed");
     assert!(text(&output.stderr).contains("going on with killed.partial"), "{}", text(&output.stderr));
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -198,9 +209,47 @@ fn a_killed_run_goes_on_after_its_last_block_and_ends_in_the_same_bytes() {
 }
 
 #[test]
+fn a_killed_run_of_awq_goes_on_with_what_it_had_folded() {
+    let bench = Bench::new(&Toy { blocks: 6 });
+    let arguments = LONG.replace("--lm-head", "--method awq+gptq --bits 3 --asymmetric");
+    let whole = bench.succeed(&format!("{arguments} --json"), "whole");
+    let json: serde_json::Value = serde_json::from_slice(&whole.stdout).unwrap();
+    assert!(json["proof"]["tensors"].as_u64().unwrap() > 0, "nothing was folded");
+    kill_after(&bench, &arguments, 3, "killed");
+    bench.succeed(&arguments, "killed");
+    assert_same(&bench.path("whole"), &bench.path("killed"));
+}
+
+#[test]
+fn awq_that_neither_scales_nor_clips_is_the_plain_method() {
+    let bench = Bench::new(&Toy { blocks: 2 });
+    let weights = |arguments: &str, out: &str| {
+        bench.succeed(&format!("{SMALL} {arguments}"), out);
+        fs::read(bench.path(out).join("model.safetensors")).unwrap()
+    };
+    for (ours, plain) in [("awq", "rtn"), ("awq+gptq", "gptq")] {
+        let ours = weights(&format!("--method {ours} --awq-steps 0 --awq-no-clip"), ours);
+        assert!(ours == weights(&format!("--method {plain}"), plain), "{plain}");
+    }
+}
+
+#[test]
+fn modules_in_full_precision_are_not_scaled() {
+    let bench = Bench::new(&Toy { blocks: 1 });
+    let arguments = format!("{SMALL} --method awq --bits 2 --asymmetric --skip *.up_proj --skip *.q_proj --json");
+    let output = bench.succeed(&arguments, "out");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for module in json["modules"].as_array().unwrap() {
+        let scaled = module["module"].as_str().unwrap().ends_with("o_proj");
+        assert_eq!(module["scaling"].is_object(), scaled, "{module}");
+    }
+    assert_eq!(json["proof"]["tensors"], 0);
+}
+
+#[test]
 fn another_command_over_an_unfinished_run_is_refused_with_the_difference() {
     let bench = Bench::new(&Toy { blocks: 12 });
-    kill_after(&bench, 1, "out");
+    kill_after(&bench, LONG, 1, "out");
     let error = bench.fail(&LONG.replace("--group-size 32", "--group-size 16 --bits 3"), "out");
     assert!(error.contains("settings.bits: 4 → 3") && error.contains("settings.group_size: 32 → 16"), "{error}");
     assert!(bench.path("out.partial/block-00000.solved").exists(), "nothing was thrown away");
@@ -211,7 +260,7 @@ fn another_command_over_an_unfinished_run_is_refused_with_the_difference() {
 #[test]
 fn a_process_that_died_between_publishing_and_clearing_up_is_finished() {
     let bench = Bench::new(&Toy { blocks: 12 });
-    kill_after(&bench, 1, "other");
+    kill_after(&bench, LONG, 1, "other");
     bench.succeed(LONG, "out");
     let before = contents(&bench.path("out"));
     // The work folder of the same command, as it is left if the process dies after the rename.

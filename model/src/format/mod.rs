@@ -5,6 +5,7 @@ pub mod compressed;
 pub mod gguf;
 pub mod gptq;
 pub mod huggingface;
+pub mod replaced;
 
 mod dequantized;
 mod layout;
@@ -16,7 +17,7 @@ mod write;
 pub use dequantized::FloatType;
 pub use packed::{PackedFolder, Packing};
 pub use target::{Target, UnknownTarget};
-pub use write::{Contents, Replaced, nothing_replaced, write};
+pub use write::{Contents, write};
 
 use crate::ModelError;
 use kernels::{QuantSpec, QuantizedMatrix};

@@ -25,9 +25,6 @@ use std::{
 /// Values of a copied tensor that are in float32 at a time.
 const MOST_VALUES: usize = 1 << 24;
 
-/// New values of a float tensor by its name, or none.
-pub type Replaced<'a> = dyn Fn(&str) -> Result<Option<Vec<f32>>, ModelError> + Sync + 'a;
-
 /// What to write, whatever the format.
 pub struct Contents<'a> {
     /// The model the other tensors are taken from.
@@ -39,9 +36,6 @@ pub struct Contents<'a> {
     /// Brings the integers of `modules[i]`; called when they are written (more than once, in the order of types), so
     /// that few are in memory at a time.
     pub load: &'a (dyn Fn(usize) -> Result<QuantizedMatrix, ModelError> + Sync),
-    /// Values of a tensor that stays float but is no longer the source's, by its name: norms and biases that a method
-    /// changes. They get the type that the source's tensor has there. [`nothing_replaced`] where there are none.
-    pub replaced: &'a Replaced<'a>,
     /// Provenance for formats whose loaders ignore a `meta`. An object, or null.
     pub meta: Value,
     /// Damping, for formats that state it.
@@ -50,11 +44,6 @@ pub struct Contents<'a> {
     pub true_sequential: bool,
     /// A shard is closed when it would grow beyond this.
     pub shard_bytes: u64,
-}
-
-/// For [`Contents::replaced`]: every float tensor is the source's.
-pub fn nothing_replaced(_: &str) -> Result<Option<Vec<f32>>, ModelError> {
-    Ok(None)
 }
 
 /// Writes `contents` as `target` into the folder `out`: safetensors, index, `config.json` and what else belongs to the
@@ -216,9 +205,6 @@ impl Writer<'_> {
     /// A tensor of the source, a run of rows at a time: a large embedding never stands in memory in float32.
     fn copy(&self, tensor: &Tensor<'_>) -> Result<Vec<u8>, ModelError> {
         let (source, Tensor { name, shape, dtype, .. }) = (&self.contents.source.tensors, tensor);
-        if let Some(values) = (self.contents.replaced)(name)? {
-            return whole(tensor, encode(name, &values, *dtype)?);
-        }
         let mut bytes = Vec::new();
         match *shape.as_slice() {
             [rows, columns] if rows * columns > MOST_VALUES => {

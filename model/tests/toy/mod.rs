@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use kernels::{ActOrder, QuantSpec, QuantizedMatrix, ScaleSearch};
-use model::format::{Contents, QuantizedModule, Target, nothing_replaced, write};
+use model::format::{Contents, QuantizedModule, Target, write};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 use std::{collections::BTreeMap, fs, path::Path};
@@ -169,7 +169,6 @@ pub(crate) fn write_checkpoint(
             spec: shared,
             modules,
             load: &|index| Ok(matrix(index as u64 + 1, &modules[index])),
-            replaced: &nothing_replaced,
             meta: json!({ "calibration": "none" }),
             damping: 0.05,
             true_sequential: true,

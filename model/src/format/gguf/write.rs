@@ -39,8 +39,6 @@ pub struct Contents<'a> {
     pub solved: &'a BTreeSet<String>,
     /// Brings the blocks of a solved linear, rows in Hugging Face's order; called when they are written.
     pub load: &'a dyn Fn(&str) -> Result<BlockMatrix, ModelError>,
-    /// Values of a vector that are no longer the source's, by its name; see `format::Contents::replaced`.
-    pub replaced: &'a format::Replaced<'a>,
     /// Further metadata: keys and texts, for people.
     pub notes: Vec<(String, String)>,
 }
@@ -97,8 +95,7 @@ pub fn write_integers(path: &Path, mixture: Mixture, contents: &format::Contents
     let notes = vec![("caliper.settings".to_owned(), contents.meta.to_string())];
     let file_type = mixture.file_type();
     let source = contents.source;
-    let replaced = contents.replaced;
-    write(path, &Contents { source, file_type, type_of: &type_of, solved: &solved, load: &load, replaced, notes })
+    write(path, &Contents { source, file_type, type_of: &type_of, solved: &solved, load: &load, notes })
 }
 
 /// Every tensor of the model, in the order of computation.
@@ -148,14 +145,7 @@ impl Tensor {
     }
 
     fn write_vector(&self, contents: &Contents<'_>, put: Put<'_>) -> Result<(), ModelError> {
-        let values = match (contents.replaced)(&self.name)? {
-            Some(values) if values.len() == self.plan.shape[0] => values,
-            Some(values) => {
-                let what = format!("has {} values, but {} are to take their place", self.plan.shape[0], values.len());
-                return Err(ModelError::Tensor { tensor: self.name.clone(), what });
-            }
-            None => contents.source.tensors.read(&self.name)?,
-        };
+        let values = contents.source.tensors.read(&self.name)?;
         let added = if self.change == Change::MinusOne { 1.0 } else { 0.0 };
         let stored: Vec<f32> = (0..values.len()).map(|row| values[self.source_row(row)] + added).collect();
         put(&floats(&stored, FloatType::F32))

@@ -1,0 +1,184 @@
+//! AWQ (Lin et al. 2023): weights that meet large inputs are worth more, so scale them up before rounding and their
+//! inputs down, which changes nothing but the rounding; then draw in each group's range where that costs less.
+//!
+//! ```text
+//! a    = mean |x|, per channel of the input x that a stage's linears share
+//! s_r  = a^r / sqrt(max a^r · min a^r)             r = 0, 1/20, 2/20 .. 1; s_0 = 1 is the identity
+//! E    = round(W·s_r) / s_r − W                    W·s: column c of W times s_c; rounded to nearest on W's grid
+//! r    = argmin Σ tr(E G Eᵀ), G = XᵀX              over the stage's linears W; ties the smaller exponent
+//! W    = W·s_r, producer of x = producer / s_r     exact: see `model::decoder::fold`
+//! grid = the range of each group drawn in to where its rounding costs least (`kernels::clip`)
+//! Q    = round(W to grid), or, with GPTQ, W compensated on that grid
+//! ```
+//!
+//! The objective `Σ tr(E G Eᵀ) = Σ ‖E X‖²` is the squared error of the linears' outputs, exactly; it needs no forward
+//! pass, so that statistics are captured once and every candidate is tried on them. What attention or the
+//! feed-forward network make of that error is left out. Since the identity is a candidate of the search and of the
+//! clipping, AWQ never ends above rounding to nearest on this objective.
+//!
+//! Errors in the report are in the units of the model as it was given: outputs scaled by the next stage's search are
+//! scaled back before they are measured, so that they compare with other methods'.
+
+use crate::{
+    Hessian, QuantizeError,
+    fold::{Folded, FoldedBlock},
+    gptq::Gptq,
+    measure::{output_energy, scaled_rounding_energy},
+    plan::AwqOptions,
+    solver::{ClippingReport, Factorization, LayerReport, Solver, check_finite},
+};
+use calibration::LayerStatistics;
+use kernels::{
+    QuantSpec, QuantizedMatrix,
+    block_solve::{self, Grids},
+    clip,
+};
+use model::Linear;
+use std::time::Instant;
+
+/// Factors outside this are no gain in accuracy but a risk for float16.
+const LARGEST_FACTOR: f64 = 1e4;
+
+/// The factors found for a stage's input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// `r`; 0 is the identity.
+    pub exponent: f64,
+    /// `s_r`, one a channel.
+    pub factors: Vec<f32>,
+    /// `Σ ‖E X‖²` with them.
+    pub loss: f64,
+    /// The same without scaling.
+    pub loss_unscaled: f64,
+}
+
+/// Searches the exponent for `linears` (each with its settings), whose shared input has `statistics`; column `c`
+/// belongs to channel `channels[c]`, and `storable` makes of factors those that can be folded exactly.
+pub fn search(
+    linears: &[(&Linear, &QuantSpec)],
+    statistics: &LayerStatistics,
+    channels: &[usize],
+    steps: u32,
+    storable: impl Fn(&[f32]) -> Vec<f32>,
+) -> Choice {
+    let magnitudes = magnitudes(statistics, channels);
+    let loss = |factors: &[f32]| -> f64 {
+        let columns: Vec<f32> = channels.iter().map(|&channel| factors[channel]).collect();
+        let of = |(linear, spec): &(&Linear, &QuantSpec)| {
+            scaled_rounding_energy(&linear.weight, &columns, &statistics.gram, spec)
+        };
+        linears.iter().map(of).sum()
+    };
+    let identity = vec![1.0; magnitudes.len()];
+    let loss_unscaled = loss(&identity);
+    let mut best = Choice { exponent: 0.0, factors: identity, loss: loss_unscaled, loss_unscaled };
+    for step in 1..=steps {
+        let exponent = f64::from(step) / f64::from(steps);
+        let factors = storable(&scale(&magnitudes, exponent));
+        let loss = loss(&factors);
+        if loss < best.loss {
+            best = Choice { exponent, factors, loss, loss_unscaled };
+        }
+    }
+    best
+}
+
+/// `mean |x|` of each channel, over tokens and over the columns that belong to it.
+fn magnitudes(statistics: &LayerStatistics, channels: &[usize]) -> Vec<f64> {
+    let count = channels.iter().max().map_or(0, |last| last + 1);
+    let (mut sums, mut columns) = (vec![0.0; count], vec![0usize; count]);
+    for (&channel, sum) in channels.iter().zip(&statistics.sum_absolute) {
+        sums[channel] += sum;
+        columns[channel] += 1;
+    }
+    let tokens = statistics.tokens.max(1);
+    sums.iter().zip(columns).map(|(sum, columns)| sum / (columns * tokens).max(1) as f64).collect()
+}
+
+/// `a^r / sqrt(max a^r · min a^r)` over channels that are ever used; 1 for the others.
+fn scale(magnitudes: &[f64], exponent: f64) -> Vec<f32> {
+    let used = || magnitudes.iter().copied().filter(|magnitude| *magnitude > 0.0);
+    let (least, most) = (used().fold(f64::INFINITY, f64::min), used().fold(0.0, f64::max));
+    let middle = (least.powf(exponent) * most.powf(exponent)).sqrt();
+    let factor = |magnitude: f64| (magnitude.powf(exponent) / middle).clamp(1.0 / LARGEST_FACTOR, LARGEST_FACTOR);
+    magnitudes.iter().map(|&magnitude| if magnitude > 0.0 { factor(magnitude) as f32 } else { 1.0 }).collect()
+}
+
+/// Rounds (or compensates) what is left of the method when a block's factors are folded.
+pub struct Awq {
+    /// The method's settings.
+    pub options: AwqOptions,
+    /// GPTQ on the scaled weights, instead of rounding to nearest.
+    pub compensation: Option<Gptq>,
+    /// What was folded into the present block.
+    pub folded: FoldedBlock,
+}
+
+impl Solver for Awq {
+    fn solve(
+        &self,
+        linear: &Linear,
+        spec: &QuantSpec,
+        hessian: &mut Hessian<'_>,
+    ) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
+        let started = Instant::now();
+        check_finite(linear)?;
+        let mut clipping = None;
+        let mut grids = |weight: &[f32], gram: &[f32], group_index: &[u32]| -> Option<Grids> {
+            let clipped = self.options.clip.then(|| clip::search(weight, gram, group_index, spec))?;
+            clipping = Some(ClippingReport::of(&clipped.keep));
+            Some(clipped.grids)
+        };
+        let (matrix, factorization) = match &self.compensation {
+            Some(gptq) => {
+                let (matrix, factor) = gptq.compensate(linear, spec, hessian, grids)?;
+                (matrix, Some(Factorization::of(&factor, gptq.damping)))
+            }
+            None => (round(linear, spec, grids(&linear.weight, hessian.gram(), &stored_groups(linear, spec))), None),
+        };
+        let mut report = self.measure(linear, &matrix, hessian);
+        report.factorization = factorization;
+        report.clipping = clipping;
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok((matrix, report))
+    }
+}
+
+impl Awq {
+    /// What the integers cost, and what rounding the weights as they were given would have, both in the outputs of the
+    /// model as it was given.
+    fn measure(&self, linear: &Linear, matrix: &QuantizedMatrix, hessian: &Hessian<'_>) -> LayerReport {
+        let (gram, width) = (hessian.gram(), linear.inputs);
+        let none = Folded::nothing(linear);
+        let folded = self.folded.modules.get(&linear.name).unwrap_or(&none);
+        let energy = |scaled: &[f32]| output_energy(&folded.rows_restored(scaled, width), gram, width);
+        let whole = energy(&linear.weight);
+        let relative = |lost: f64| if whole > 0.0 { lost.max(0.0) / whole } else { 0.0 };
+        let delta: Vec<f32> = linear.weight.iter().zip(matrix.dequantize()).map(|(w, q)| w - q).collect();
+        // The input is `x / s`, so that an error E of the given weight does as much harm as E·s here.
+        let mut nearest = folded.given(&linear.weight, width);
+        block_solve::rounding_errors(&mut nearest, width, &matrix.spec);
+        folded.multiply_columns(&mut nearest);
+        LayerReport {
+            tokens: hessian.tokens(),
+            error_round_to_nearest: Some(relative(output_energy(&nearest, gram, width))),
+            error: Some(relative(energy(&delta))),
+            dead_columns: hessian.dead().to_vec(),
+            scaling: folded.report.clone(),
+            ..LayerReport::unmeasured(linear, &matrix.spec)
+        }
+    }
+}
+
+/// Rounded to nearest on `grids`, or on full ones.
+fn round(linear: &Linear, spec: &QuantSpec, grids: Option<Grids>) -> QuantizedMatrix {
+    match grids {
+        Some(grids) => block_solve::round_on(&linear.weight, linear.inputs, &stored_groups(linear, spec), &grids, spec),
+        None => block_solve::round_to_nearest(&linear.weight, linear.inputs, spec),
+    }
+}
+
+fn stored_groups(linear: &Linear, spec: &QuantSpec) -> Vec<u32> {
+    let columns = spec.columns_per_group(linear.inputs);
+    (0..linear.inputs).map(|column| (column / columns) as u32).collect()
+}

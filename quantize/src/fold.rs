@@ -1,0 +1,114 @@
+//! AWQ's factors over a whole block: searched stage by stage, folded at once, remembered for the report and the file.
+//!
+//! A stage is scaled if the user wants it, and if all of its linears are quantized, and the linear that produces its
+//! input too: linears in full precision are never changed. Norms and biases that were changed are kept under their
+//! names; they go into the journal and the checkpoint.
+
+use crate::{
+    QuantizeError, awq,
+    plan::ValidPlan,
+    solver::{ScalingReport, check_finite},
+};
+use calibration::LayerStatistics;
+use kernels::QuantSpec;
+use model::{Block, Linear, Stage};
+use std::collections::BTreeMap;
+
+/// Float tensors by their full names.
+pub type Tensors = BTreeMap<String, Vec<f32>>;
+
+/// What was folded into a block.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FoldedBlock {
+    /// By module.
+    pub modules: BTreeMap<String, Folded>,
+    /// Norms and biases that changed.
+    pub tensors: Tensors,
+}
+
+/// What was folded into a linear.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Folded {
+    /// What each column was multiplied by.
+    pub columns: Vec<f32>,
+    /// What each row was divided by.
+    pub rows: Vec<f32>,
+    /// How the columns' factors were found; `None` where the stage was not scaled.
+    pub report: Option<ScalingReport>,
+}
+
+/// Searches and folds the factors of every stage in `captured`; the statistics become those of the scaled inputs.
+pub fn fold(
+    plan: &ValidPlan,
+    block: &mut Block,
+    captured: &mut [(Stage, LayerStatistics)],
+) -> Result<FoldedBlock, QuantizeError> {
+    let given = block.small_tensors();
+    let mut modules = BTreeMap::new();
+    for linear in Stage::ALL.iter().flat_map(|&stage| block.linears(stage)) {
+        check_finite(linear)?;
+        modules.insert(linear.name.clone(), Folded::nothing(linear));
+    }
+    for (stage, statistics) in captured {
+        let Some(linears) = scalable(plan, block, *stage) else { continue };
+        let channels = block.channels(*stage);
+        let storable = |factors: &[f32]| block.storable(*stage, factors);
+        let choice = awq::search(&linears, statistics, &channels, plan.options.awq.steps, storable);
+        let columns: Vec<f32> = channels.iter().map(|&channel| choice.factors[channel]).collect();
+        for (linear, _) in linears {
+            let folded = modules.get_mut(&linear.name).expect("every linear of the block is there");
+            folded.columns.clone_from(&columns);
+            folded.report = Some(ScalingReport::of(&choice));
+        }
+        if choice.exponent == 0.0 {
+            continue;
+        }
+        if let Some((producer, rows)) = block.producing_rows(*stage) {
+            let folded = modules.get_mut(&producer.name).expect("every linear of the block is there");
+            folded.rows[rows].copy_from_slice(&choice.factors);
+        }
+        block.fold(*stage, &choice.factors);
+        statistics.divide_columns(&columns);
+    }
+    let changed = block.small_tensors().into_iter().filter(|(name, values)| given.get(name) != Some(values)).collect();
+    Ok(FoldedBlock { modules, tensors: changed })
+}
+
+/// The linears of `stage` with their settings, if it is to be scaled and nothing that stays in full precision changes.
+fn scalable<'a>(plan: &'a ValidPlan, block: &'a Block, stage: Stage) -> Option<Vec<(&'a Linear, &'a QuantSpec)>> {
+    let quantized = |linear: &Linear| plan.spec_of(&linear.name);
+    let producer = block.producing_rows(stage).is_none_or(|(producer, _)| quantized(producer).is_some());
+    if !producer || !plan.options.awq.scaled.contains(&stage) {
+        return None;
+    }
+    block.linears(stage).iter().map(|linear| Some((linear, quantized(linear)?))).collect()
+}
+
+impl Folded {
+    /// Nothing folded into `linear`.
+    pub fn nothing(linear: &Linear) -> Self {
+        Self { columns: vec![1.0; linear.inputs], rows: vec![1.0; linear.outputs], report: None }
+    }
+
+    /// Rows of a scaled weight, `[outputs, width]`, in the units of the outputs that the given weight had.
+    pub fn rows_restored(&self, scaled: &[f32], width: usize) -> Vec<f32> {
+        let rows = scaled.chunks_exact(width).zip(&self.rows);
+        rows.flat_map(|(row, factor)| row.iter().map(move |weight| weight * factor)).collect()
+    }
+
+    /// The weight as it was given, up to rounding.
+    pub fn given(&self, scaled: &[f32], width: usize) -> Vec<f32> {
+        let mut given = self.rows_restored(scaled, width);
+        for row in given.chunks_exact_mut(width) {
+            row.iter_mut().zip(&self.columns).for_each(|(weight, factor)| *weight /= factor);
+        }
+        given
+    }
+
+    /// Multiplies the columns of `weight` by the factors.
+    pub fn multiply_columns(&self, weight: &mut [f32]) {
+        for row in weight.chunks_exact_mut(self.columns.len()) {
+            row.iter_mut().zip(&self.columns).for_each(|(weight, factor)| *weight *= factor);
+        }
+    }
+}
