@@ -79,7 +79,7 @@ fn likelihoods_of_continuations_are_those_of_transformers() {
             let place = |share: usize| (whole.len() * share / 4..).find(|at| whole.is_char_boundary(*at)).unwrap();
             let (prefix, half) = (&whole[..place(2)], place(3));
             let pair = |end: usize| Pair {
-                context: whole[..half].to_owned(),
+                context: whole[..half].into(),
                 continuation: whole[half..end].to_owned(),
                 choice: whole[half..end].to_owned(),
             };
@@ -88,7 +88,7 @@ fn likelihoods_of_continuations_are_those_of_transformers() {
                 let item = Item {
                     id: "golden".to_owned(),
                     subject: None,
-                    prefix: prefix.to_owned(),
+                    prefix: prefix.into(),
                     pairs: vec![pair(near), pair(whole.len())],
                     answer: Answer::One(0),
                 };

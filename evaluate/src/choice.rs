@@ -97,7 +97,7 @@ mod tests {
             continuation: format!(" {choice}"),
             choice: (*choice).to_owned(),
         };
-        Item { id: "0".into(), subject: None, prefix: String::new(), pairs: choices.iter().map(pair).collect(), answer }
+        Item { id: "0".into(), subject: None, prefix: "".into(), pairs: choices.iter().map(pair).collect(), answer }
     }
 
     fn likelihoods(values: &[(f64, usize)]) -> Vec<Likelihood> {

@@ -19,7 +19,11 @@ use model::{
     decoder::{Branching, Head, KeyValues},
 };
 use rayon::prelude::*;
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 /// A prefix shorter than this is not worth its own pass.
 const SHORTEST_PREFIX: usize = 16;
@@ -71,7 +75,7 @@ pub struct Encoder<'a> {
     longest: usize,
     /// Sequences longer than this have rope frequencies of their own.
     ordinary: usize,
-    prefixes: HashMap<String, Vec<u32>>,
+    prefixes: HashMap<Arc<str>, Vec<u32>>,
 }
 
 impl<'a> Encoder<'a> {
@@ -114,9 +118,17 @@ impl<'a> Encoder<'a> {
         Ok(ids[..ids.len() - trailing].to_vec())
     }
 
+    /// [`Encoder::request`] of every item, side by side.
+    pub fn requests(&mut self, items: &[Item]) -> Result<Vec<Request>, EvaluateError> {
+        let prefixes: HashSet<&Arc<str>> = items.iter().map(|item| &item.prefix).collect();
+        let encoded = prefixes.into_par_iter().map(|prefix| Ok((Arc::clone(prefix), self.encode(prefix)?)));
+        self.prefixes = encoded.collect::<Result<_, EvaluateError>>()?;
+        items.par_iter().map(|item| self.request(item)).collect()
+    }
+
     /// Tokenizes the choices of `item`. White space at a context's end goes to the continuation; both are tokenized as one
     /// text, and the continuation begins where its tokens part from those of the context alone, but holds one at least.
-    pub fn request(&mut self, item: &Item) -> Result<Request, EvaluateError> {
+    pub fn request(&self, item: &Item) -> Result<Request, EvaluateError> {
         let mut request = Request {
             id: item.id.clone(),
             sequences: Vec::new(),
@@ -187,16 +199,15 @@ impl<'a> Encoder<'a> {
     }
 
     /// Tokens that every choice has in common with the tokens of description and shots alone.
-    fn shared_prefix(&mut self, item: &Item, sequences: &[Sequence]) -> Result<usize, EvaluateError> {
+    fn shared_prefix(&self, item: &Item, sequences: &[Sequence]) -> Result<usize, EvaluateError> {
         if item.prefix.is_empty() {
             return Ok(0);
         }
-        if !self.prefixes.contains_key(&item.prefix) {
-            let tokens = self.encode(&item.prefix)?;
-            self.prefixes.insert(item.prefix.clone(), tokens);
-        }
-        let prefix = &self.prefixes[&item.prefix];
-        let shared = sequences.iter().map(|sequence| common(prefix, &sequence.tokens).min(sequence.start - 1));
+        let prefix = match self.prefixes.get(&item.prefix) {
+            Some(known) => Cow::Borrowed(known),
+            None => Cow::Owned(self.encode(&item.prefix)?),
+        };
+        let shared = sequences.iter().map(|sequence| common(&prefix, &sequence.tokens).min(sequence.start - 1));
         Ok(shared.min().filter(|shared| *shared >= SHORTEST_PREFIX).unwrap_or(0))
     }
 }

@@ -86,7 +86,7 @@ fn draw(count: usize, limit: Option<usize>, seed: u64) -> Vec<usize> {
 impl Side {
     fn new(checkpoint: &Checkpoint, items: &[Item], path: Option<PathBuf>) -> anyhow::Result<Self> {
         let mut encoder = Encoder::new(checkpoint, checkpoint.config.max_positions);
-        let requests = items.iter().map(|item| encoder.request(item)).collect::<Result<Vec<_>, _>>()?;
+        let requests = encoder.requests(items)?;
         let output = path.map(|path| Output::open(&path).with_context(|| path.display().to_string())).transpose()?;
         Ok(Self { requests, bos: encoder.beginning()?, output })
     }
@@ -252,7 +252,7 @@ pub(crate) fn show(show: &Show) -> anyhow::Result<Exit> {
     let checkpoint = show.model.as_deref().map(Checkpoint::open).transpose()?;
     let request = match &checkpoint {
         Some(checkpoint) => {
-            let mut encoder = Encoder::new(checkpoint, checkpoint.config.max_positions);
+            let encoder = Encoder::new(checkpoint, checkpoint.config.max_positions);
             writeln!(text, "BOS        {}", encoder.beginning()?)?;
             Some(encoder.request(&item)?)
         }

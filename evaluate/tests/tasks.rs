@@ -41,12 +41,12 @@ fn words(numbers: &[u32]) -> String {
 fn item(prefix: &[u32], context: &[u32], choices: &[&[u32]]) -> Item {
     let prefix = if prefix.is_empty() { String::new() } else { format!("{}\n\n", words(prefix)) };
     let pair = |choice: &&[u32]| Pair {
-        context: format!("{prefix}{}", words(context)),
+        context: format!("{prefix}{}", words(context)).into(),
         continuation: format!(" {}", words(choice)),
         choice: words(choice),
     };
     let pairs = choices.iter().map(pair).collect();
-    Item { id: format!("{context:?}"), subject: None, prefix, pairs, answer: Answer::One(0) }
+    Item { id: format!("{context:?}"), subject: None, prefix: prefix.as_str().into(), pairs, answer: Answer::One(0) }
 }
 
 fn items() -> Vec<Item> {
@@ -62,8 +62,7 @@ fn items() -> Vec<Item> {
 }
 
 fn requests(checkpoint: &Checkpoint, items: &[Item]) -> Vec<Request> {
-    let mut encoder = Encoder::new(checkpoint, checkpoint.config.max_positions);
-    items.iter().map(|item| encoder.request(item).unwrap()).collect()
+    Encoder::new(checkpoint, checkpoint.config.max_positions).requests(items).unwrap()
 }
 
 fn scored(checkpoint: &Checkpoint, requests: &[Request], memory: u64, threads: usize) -> Vec<Vec<Likelihood>> {
@@ -108,7 +107,7 @@ fn an_item_scores_the_same_to_the_bit_in_any_company() {
 #[test]
 fn contexts_too_long_lose_their_beginning_and_continuations_never_are_empty() {
     let (_folder, checkpoint) = Toy::PLAIN.open();
-    let mut encoder = Encoder::new(&checkpoint, 64);
+    let encoder = Encoder::new(&checkpoint, 64);
     let long: Vec<u32> = (0..100).collect();
     let request = encoder.request(&item(&[], &long, &[&[5], &[6, 7]])).unwrap();
     assert!(request.truncated);

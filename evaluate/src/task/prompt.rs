@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{EvaluateError, source::sha256};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig};
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 /// Steps that one template or expression may take.
 const FUEL: u64 = 1_000_000;
@@ -24,8 +27,8 @@ const FUEL: u64 = 1_000_000;
 /// A choice as it is scored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
-    /// What comes before.
-    pub context: String,
+    /// What comes before; shared by the choices that have it in common.
+    pub context: Arc<str>,
     /// What is scored: delimiter and choice.
     pub continuation: String,
     /// The choice alone, whose length normalizes.
@@ -49,7 +52,7 @@ pub struct Item {
     /// Its subject.
     pub subject: Option<String>,
     /// Description and shots, which every context begins with.
-    pub prefix: String,
+    pub prefix: Arc<str>,
     /// The choices.
     pub pairs: Vec<Pair>,
     /// Which is right.
@@ -61,7 +64,7 @@ impl Item {
     pub fn sha256(&self) -> String {
         let mut bytes = Vec::new();
         for pair in &self.pairs {
-            for text in [&pair.context, &pair.continuation, &pair.choice] {
+            for text in [&*pair.context, &*pair.continuation, &*pair.choice] {
                 bytes.extend((text.len() as u64).to_le_bytes());
                 bytes.extend(text.as_bytes());
             }
@@ -76,7 +79,7 @@ pub struct Templates<'a> {
     task: &'a Task,
     environment: Environment<'a>,
     /// The prefix of each subject that was asked for.
-    prefixes: HashMap<Option<String>, String>,
+    prefixes: HashMap<Option<String>, Arc<str>>,
 }
 
 impl<'a> Templates<'a> {
@@ -97,17 +100,19 @@ impl<'a> Templates<'a> {
     pub fn item(&mut self, row: &Row, data: &TaskData, shots: usize) -> Result<Item, EvaluateError> {
         if !self.prefixes.contains_key(&row.subject) {
             let prefix = self.prefix(row, data, shots)?;
-            self.prefixes.insert(row.subject.clone(), prefix);
+            self.prefixes.insert(row.subject.clone(), prefix.into());
         }
-        let prefix = self.prefixes[&row.subject].clone();
+        let prefix = Arc::clone(&self.prefixes[&row.subject]);
         let question = self.question(row)?;
         let delimiter = &self.task.prompt.delimiter;
-        let pairs = question.contexts.iter().zip(question.choices).map(|(context, choice)| Pair {
-            context: format!("{prefix}{context}"),
-            continuation: format!("{delimiter}{choice}"),
-            choice,
-        });
-        let pairs = pairs.collect();
+        let mut pairs: Vec<Pair> = Vec::with_capacity(question.choices.len());
+        for (context, choice) in question.contexts.iter().zip(question.choices) {
+            let context = match pairs.first() {
+                Some(first) if *context == question.contexts[0] => Arc::clone(&first.context),
+                _ => format!("{prefix}{context}").into(),
+            };
+            pairs.push(Pair { context, continuation: format!("{delimiter}{choice}"), choice });
+        }
         Ok(Item { id: row.id(), subject: row.subject.clone(), prefix, pairs, answer: question.answer })
     }
 
@@ -326,8 +331,8 @@ mod tests {
         let item = Templates::new(&task).unwrap().item(&row(subject, hub), &data, 1).unwrap();
         let expected = "The following are multiple choice questions (with answers) about abstract algebra.\n\n\
             Q1\nA. a\nB. b\nC. c\nD. d\nAnswer: B\n\nQ2\nA. a\nB. b\nC. c\nD. d\nAnswer:";
-        assert_eq!(item.pairs[0].context, expected);
-        assert!(expected.starts_with(&item.prefix) && item.prefix.ends_with("Answer: B\n\n"));
+        assert_eq!(&*item.pairs[0].context, expected);
+        assert!(expected.starts_with(&*item.prefix) && item.prefix.ends_with("Answer: B\n\n"));
         let continuations: Vec<&str> = item.pairs.iter().map(|pair| &*pair.continuation).collect();
         assert_eq!((continuations, item.answer), (vec![" A", " B", " C", " D"], Answer::One(3)));
         assert_eq!(item.id, "abstract_algebra/7");
@@ -353,7 +358,7 @@ mod tests {
         let question = json!({"": "0", "Question": "乙", "A": "1", "B": "2", "C": "3", "D": "4", "Answer": "A"});
         let ours = item("cmmlu", &row(Some("agronomy"), question));
         assert_eq!(
-            ours.pairs[0].context,
+            &*ours.pairs[0].context,
             "以下是关于农学的单项选择题，请直接给出正确答案的选项。\n\n乙\nA. 1\nB. 2\nC. 3\nD. 4\n答案："
         );
     }
@@ -365,7 +370,7 @@ mod tests {
         let hub = json!({"id": "x", "question": "Why?", "choices": {"text": ["so", "thus"], "label": ["1", "2"]}, "answerKey": "2"});
         let plain = json!({"question": "Why?", "choices": ["so", "thus"], "gold": 1});
         let items = [published, hub, plain].map(|record| item("arc_easy", &row(None, record)));
-        assert_eq!(items[0].pairs[1].context, "Question: Why?\nAnswer:");
+        assert_eq!(&*items[0].pairs[1].context, "Question: Why?\nAnswer:");
         assert_eq!((&*items[0].pairs[1].continuation, &*items[0].pairs[1].choice), (" thus", "thus"));
         assert!(items.iter().all(|item| item.sha256() == items[0].sha256() && item.answer == Answer::One(1)));
     }
@@ -375,7 +380,7 @@ mod tests {
         let published = json!({"activity_label": "Roof", "ctx_a": "A man sits.", "ctx_b": "he IS", "label": 3,
             "endings": ["a [title] b", "[substeps] c", "d  e", "f"]});
         let ours = item("hellaswag", &row(None, published));
-        assert_eq!(ours.pairs[0].context, "Roof: A man sits. He is");
+        assert_eq!(&*ours.pairs[0].context, "Roof: A man sits. He is");
         let continuations: Vec<&str> = ours.pairs.iter().map(|pair| &*pair.continuation).collect();
         assert_eq!(continuations, [" a. b", "  c", " d e", " f"]);
         let record = json!({"sentence": "Ann saw Eve so _ hid.", "option1": "Ann", "option2": "Eve", "answer": "1"});
