@@ -21,6 +21,7 @@ pub mod protocol;
 pub mod python_random;
 pub mod records;
 pub mod report;
+pub mod sandbox;
 pub mod score;
 pub mod source;
 pub mod statistics;
