@@ -76,14 +76,15 @@ fn likelihoods_of_continuations_are_those_of_transformers() {
         let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
         for text in golden["texts"].as_array().unwrap() {
             let whole = text["text"].as_str().unwrap();
-            let place = |share: usize| (whole.len() * share / 4..).find(|at| whole.is_char_boundary(*at)).unwrap();
+            let place =
+                |share: usize| (whole.len() * share / 4..=whole.len()).find(|at| whole.is_char_boundary(*at)).unwrap();
             let (prefix, half) = (&whole[..place(2)], place(3));
             let pair = |end: usize| Pair {
                 context: whole[..half].into(),
                 continuation: whole[half..end].to_owned(),
                 choice: whole[half..end].to_owned(),
             };
-            let near = (half + 8..).find(|at| whole.is_char_boundary(*at)).unwrap();
+            let near = (half + 8..=whole.len()).find(|at| whole.is_char_boundary(*at)).unwrap();
             for prefix in ["", prefix] {
                 let item = Item {
                     id: "golden".to_owned(),

@@ -137,7 +137,7 @@ pub(crate) struct Measure {
     ///
     /// Adds the ratio of the perplexities, the difference of their logarithms with a paired interval, and a verdict. It
     /// must tokenize the text exactly as MODEL does. Takes as long again as MODEL; a result file takes no time, and must
-    /// come from the same text, protocol and number of tokens.
+    /// come from the same text, protocol and number of tokens. `--divergence` and `--tasks` need the model itself.
     #[arg(long, value_name = "MODEL")]
     pub(crate) baseline: Option<String>,
 

@@ -100,7 +100,8 @@ pub fn run(
             heads[0].divergence(&theirs, &heads[1], &ours, window.targets())
         });
         targets.extend(diverged.collect::<Vec<_>>());
-        seconds.iter_mut().for_each(|seconds| *seconds += started.elapsed() / 2);
+        let heads = started.elapsed() / 2;
+        seconds = seconds.map(|seconds| seconds + heads);
         report(layers + 1);
     }
     let [baseline_seconds, model_seconds] = seconds.map(|duration| duration.as_secs_f64());

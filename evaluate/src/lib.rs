@@ -1,8 +1,12 @@
-//! What quantization did to a language model: perplexity under named protocols, against a baseline, with error bars.
+//! What quantization did to a language model: perplexity, divergence and tasks, against a baseline, with error bars.
 //!
 //! ```text
 //! text ──text──▶ documents ──stream──▶ tokens ──window──▶ windows ──score──▶ negative log-likelihoods
 //!      ──perplexity──▶ measurement (statistics: error bars) ──compare──▶ ratio, verdict (bands) ──report──▶ people, JSON
+//!                      windows ──divergence──▶ how far two models' distributions are
+//!
+//! task file and data ──task──▶ items ──likelihood──▶ likelihoods of choices ──choice──▶ records
+//!      ──paired──▶ differences, tests, flips ──task_report──▶ people, JSON
 //! ```
 //!
 //! Judges any checkpoint that the `model` crate opens, whoever made it. Knows nothing of solvers. This library neither

@@ -14,7 +14,7 @@ use crate::{
     task::{Metric, data::DataFile},
 };
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 /// The normal quantile of 95 % intervals.
 const Z: f64 = 1.959_963_984_540_054;
@@ -193,7 +193,11 @@ pub struct TaskReport {
 
 impl TaskReport {
     fn title(&self) -> String {
-        if self.shots == 0 { self.task.clone() } else { format!("{}, {} shots", self.task, self.shots) }
+        match self.shots {
+            0 => self.task.clone(),
+            1 => format!("{}, 1 shot", self.task),
+            shots => format!("{}, {shots} shots", self.task),
+        }
     }
 }
 
@@ -203,14 +207,14 @@ pub fn tables(reports: &[TaskReport]) -> String {
     for report in reports {
         let (task, Summary { truncated, spanned, .. }) = (&report.task, &report.model);
         if *truncated > 0 {
-            text += &format!("{task}: {truncated} items are too long for the model and lost tokens on the left\n");
+            let _ = writeln!(text, "{task}: {truncated} items are too long for the model and lost tokens on the left");
         }
         if *spanned > 0 {
-            text += &format!("{task}: in {spanned} items a token spans the place where context and choice meet\n");
+            let _ = writeln!(text, "{task}: in {spanned} items a token spans the place where context and choice meet");
         }
     }
     for report in reports.iter().filter(|report| !report.model.categories.is_empty()) {
-        text += &format!("{}\n", categories(report));
+        let _ = writeln!(text, "{}", categories(report));
     }
     let compared: Vec<Paired> = reports.iter().filter_map(|report| report.paired.clone()).collect();
     if !compared.is_empty() {
@@ -316,10 +320,10 @@ pub fn comparison(compared: &[Paired]) -> String {
         }
     }
     if compared.iter().any(|paired| paired.flips.is_some()) {
-        text += &format!("{table}\n");
+        let _ = writeln!(text, "{table}");
     }
     for paired in compared.iter().filter(|paired| paired.left_out > 0) {
-        text += &format!("{}: {} records have no counterpart with the same prompt\n", paired.task, paired.left_out);
+        let _ = writeln!(text, "{}: {} records have no counterpart with the same prompt", paired.task, paired.left_out);
     }
     text
 }

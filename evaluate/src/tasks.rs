@@ -107,7 +107,7 @@ pub(crate) fn announce(prepared: &[Prepared]) {
     for Prepared { task, shots, available, items, model, .. } in prepared {
         let tokens: usize = model.requests.iter().flat_map(|r| &r.sequences).map(|s| s.tokens.len()).sum();
         let count = items.len();
-        say(&format!("task       {}: {count} of {available} items, {shots} shots, {tokens} tokens", task.name));
+        say(&format!("task       {}: {count} of {available} items, shots {shots}, {tokens} tokens", task.name));
         say(&format!("           prompt of {}; chat template not applied", task.prompt_source));
         say(&format!("BOS        {}", model.bos));
     }
@@ -209,7 +209,7 @@ pub(crate) fn list(folders: &[PathBuf]) -> anyhow::Result<Exit> {
         let metrics: Vec<&str> = task.metrics.iter().map(|metric| metric.name()).collect();
         let items = task.items.map_or_else(|| "?".to_owned(), |items| items.to_string());
         writeln!(text, "{}: {}", task.name, task.about)?;
-        writeln!(text, "  items   {items}; {} shots; metrics {}", task.shots, metrics.join(", "))?;
+        writeln!(text, "  items   {items}; shots {}; metrics {}", task.shots, metrics.join(", "))?;
         writeln!(text, "  prompt  {}", task.prompt_source)?;
         for (what, patterns) in [("data", &task.data.test), ("shots", &task.data.shots)] {
             let found = patterns.iter().map(|pattern| data::find(pattern, folders)).find(|found| !found.is_empty());
@@ -244,7 +244,7 @@ pub(crate) fn show(show: &Show) -> anyhow::Result<Exit> {
     let item = Templates::new(&task)?.item(row, &data, shots)?;
     let mut text = String::new();
     writeln!(text, "task       {}, item {} ({} of {})", task.name, item.id, show.item, data.rows.len())?;
-    writeln!(text, "prompt     of {}; {shots} shots; chat template not applied", task.prompt_source)?;
+    writeln!(text, "prompt     of {}; shots {shots}; chat template not applied", task.prompt_source)?;
     writeln!(text, "sha256     {}", item.sha256())?;
     for metric in &task.metrics {
         writeln!(text, "metric     {metric}: {}", metric.explain())?;

@@ -7,7 +7,11 @@ mod toy;
 use assert_cmd::Command;
 use evaluate::{
     likelihood::{Encoder, Likelihood, Request, score},
-    task::prompt::{Answer, Item, Pair},
+    task::{
+        Task,
+        data::TaskData,
+        prompt::{Answer, Item, Pair, Templates},
+    },
 };
 use model::Checkpoint;
 use serde_json::Value;
@@ -132,6 +136,61 @@ fn contexts_too_long_lose_their_beginning_and_continuations_never_are_empty() {
     assert!(!request.spanned && request.sequences[0].start == 1);
 }
 
+/// The items of a built-in task from files in `folder`.
+fn published(name: &str, folder: &Path, shots: usize) -> Result<Vec<Item>, String> {
+    let task = Task::open(name).unwrap();
+    let data = TaskData::read(&task, &[folder.to_path_buf()], shots > 0).map_err(|error| error.to_string())?;
+    let mut templates = Templates::new(&task).unwrap();
+    let items = data.rows.iter().map(|row| templates.item(row, &data, shots));
+    items.collect::<Result<_, _>>().map_err(|error| error.to_string())
+}
+
+#[test]
+fn files_are_read_in_the_shapes_in_which_they_are_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    };
+    let header = "id,question,A,B,C,D,answer,explanation\n";
+    write("ceval/val/law_val.csv", &format!("{header}0,\"甲，\n乙\",一,二,三,四,B,\n1,丙,一,二,三,四,D,因为\n"));
+    write("ceval/dev/law_dev.csv", &format!("{header}0,丁,一,二,三,四,A,因为\n"));
+    let items = published("ceval", folder.path(), 1).unwrap();
+    let expected = "以下是中国关于法学的单项选择题，请选出其中的正确答案。\n\n丁\nA. 一\nB. 二\nC. 三\nD. 四\n答案： A\n\n\
+        甲，\n乙\nA. 一\nB. 二\nC. 三\nD. 四\n答案：";
+    assert_eq!((&*items[0].pairs[0].context, &items[0].answer, &*items[1].id), (expected, &Answer::One(1), "law/1"));
+    let official = published("ceval_official", folder.path(), 1).unwrap();
+    assert!(
+        official[0].pairs[0].context.contains("法学考试的") && official[0].pairs[0].context.contains("答案：A\n\n甲")
+    );
+
+    write("mmlu/test/virology_test.csv", "\"Is a, b?\",no,yes,maybe,never,C\n");
+    write("mmlu/dev/virology_dev.csv", "Q?,1,2,3,4,A\n");
+    let items = published("mmlu", folder.path(), 1).unwrap();
+    assert!(items[0].pairs[0].context.ends_with("Answer: A\n\nIs a, b?\nA. no\nB. yes\nC. maybe\nD. never\nAnswer:"));
+    assert_eq!(items[0].answer, Answer::One(2));
+
+    write(
+        "truthfulqa/mc_task.json",
+        r#"[{"question": "Q?", "mc1_targets": {"yes": 1, "no": 0},
+        "mc2_targets": {"no": 0, "yes": 1, "well": 1}}]"#,
+    );
+    assert_eq!(published("truthfulqa_mc1", folder.path(), 0).unwrap()[0].answer, Answer::One(0));
+    let items = published("truthfulqa_mc2", folder.path(), 0).unwrap();
+    assert_eq!(
+        (items[0].pairs[2].choice.as_str(), &items[0].answer),
+        ("well", &Answer::Marks(vec![false, true, true]))
+    );
+
+    write("piqa/valid.jsonl", "{\"goal\": \"g\", \"sol1\": \"a\", \"sol2\": \"b\"}\n");
+    assert!(published("piqa", folder.path(), 0).unwrap_err().contains("valid-labels.lst"));
+    write("piqa/valid-labels.lst", "1\n0\n");
+    assert!(published("piqa", folder.path(), 0).unwrap_err().contains("2 labels"));
+    write("piqa/valid-labels.lst", "1\n");
+    assert_eq!(published("piqa", folder.path(), 0).unwrap()[0].answer, Answer::One(1));
+}
+
 fn evaluate(arguments: &[&str]) -> std::process::Output {
     let mut command = Command::cargo_bin("evaluate").unwrap();
     command.args(arguments).env_remove("CALIPER_LOG").env_remove("CALIPER_DATA").output().unwrap()
@@ -192,7 +251,7 @@ fn a_task_of_ones_own_runs_against_a_baseline_and_its_records_compare() {
     let run = evaluate(&[&arguments[..], &["--records", path(&records), "--json"]].concat());
     assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
     let settings = text(&run.stderr);
-    assert!(settings.contains("words: 24 of 24 items, 2 shots") && settings.contains("chat template not applied"));
+    assert!(settings.contains("words: 24 of 24 items, shots 2") && settings.contains("chat template not applied"));
     assert!(settings.contains("BOS        none: the tokenizer adds none"), "{settings}");
     let json: Value = serde_json::from_slice(&run.stdout).unwrap();
     let report = &json["tasks"][0];

@@ -4,14 +4,16 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
 
-mod support;
+#[allow(dead_code)] // other tests use more of it
+#[path = "support/small_model.rs"]
+mod small_model;
 
 use model::{
     Checkpoint,
     decoder::{Branching, KeyValues},
 };
 use serde_json::{Value, json};
-use support::small_model::{SmallModel, config};
+use small_model::{SmallModel, config};
 
 const TOLERANCE: f32 = 1e-4;
 

@@ -170,8 +170,10 @@ fn find_in(pattern: &str, root: &Path) -> Vec<Found> {
             let Ok(entries) = fs::read_dir(&folder) else { continue };
             for entry in entries.flatten() {
                 let name = entry.file_name();
-                if let Some(captured) = name.to_str().and_then(|name| matches(part, name)) {
-                    next.push((entry.path(), captured.or_else(|| subject.clone())));
+                match name.to_str().map_or(Match::No, |name| matches(part, name)) {
+                    Match::No => {}
+                    Match::Plain => next.push((entry.path(), subject.clone())),
+                    Match::Subject(captured) => next.push((entry.path(), Some(captured))),
                 }
             }
         }
@@ -183,13 +185,23 @@ fn find_in(pattern: &str, root: &Path) -> Vec<Found> {
     found
 }
 
-/// Whether `name` fits one part of a pattern, and what then stands for `{subject}`.
-fn matches(part: &str, name: &str) -> Option<Option<String>> {
+/// How a name fits one part of a pattern.
+#[derive(Debug, PartialEq, Eq)]
+enum Match {
+    No,
+    Plain,
+    /// With this in place of `{subject}`.
+    Subject(String),
+}
+
+fn matches(part: &str, name: &str) -> Match {
     let Some((before, after)) = part.split_once("{subject}") else {
-        return wildcard(part.as_bytes(), name.as_bytes()).then_some(None);
+        return if wildcard(part.as_bytes(), name.as_bytes()) { Match::Plain } else { Match::No };
     };
-    let subject = name.strip_prefix(before)?.strip_suffix(after)?;
-    (!subject.is_empty()).then(|| Some(subject.to_owned()))
+    match name.strip_prefix(before).and_then(|rest| rest.strip_suffix(after)) {
+        Some(subject) if !subject.is_empty() => Match::Subject(subject.to_owned()),
+        _ => Match::No,
+    }
 }
 
 fn wildcard(pattern: &[u8], name: &[u8]) -> bool {
@@ -209,16 +221,14 @@ mod tests {
 
     #[test]
     fn patterns_match_names_and_capture_subjects() {
-        assert_eq!(
-            matches("{subject}_test.csv", "high_school_physics_test.csv"),
-            Some(Some("high_school_physics".into()))
-        );
-        assert_eq!(matches("{subject}_test.csv", "_test.csv"), None);
-        assert_eq!(matches("test-*.parquet", "test-00000-of-00001.parquet"), Some(None));
-        assert_eq!(matches("t?st*", "test"), Some(None));
-        assert_eq!(matches("test.csv", "Test.csv"), None);
-        assert_eq!(matches("*a*b", "xxaxxb"), Some(None));
-        assert_eq!(matches("*a*b", "xxaxx"), None);
+        let subject = Match::Subject("high_school_physics".into());
+        assert_eq!(matches("{subject}_test.csv", "high_school_physics_test.csv"), subject);
+        assert_eq!(matches("{subject}_test.csv", "_test.csv"), Match::No);
+        assert_eq!(matches("test-*.parquet", "test-00000-of-00001.parquet"), Match::Plain);
+        assert_eq!(matches("t?st*", "test"), Match::Plain);
+        assert_eq!(matches("test.csv", "Test.csv"), Match::No);
+        assert_eq!(matches("*a*b", "xxaxxb"), Match::Plain);
+        assert_eq!(matches("*a*b", "xxaxx"), Match::No);
     }
 
     #[test]

@@ -152,14 +152,11 @@ impl<'a> Templates<'a> {
         if choices.is_empty() {
             return Err(wrong("there are no choices".to_owned()));
         }
-        let contexts = match &prompt.contexts {
-            Some(expression) => {
-                self.texts(&evaluate(expression, "prompt.contexts")?, &format!("`prompt.contexts` of item {id}"))?
-            }
-            None => {
-                let context = self.render("context", values.clone(), &format!("`prompt.context` of item {id}"))?;
-                vec![context; choices.len()]
-            }
+        let contexts = if let Some(expression) = &prompt.contexts {
+            self.texts(&evaluate(expression, "prompt.contexts")?, &format!("`prompt.contexts` of item {id}"))?
+        } else {
+            let context = self.render("context", values.clone(), &format!("`prompt.context` of item {id}"))?;
+            vec![context; choices.len()]
         };
         if contexts.len() != choices.len() {
             return Err(wrong(format!("{} contexts for {} choices", contexts.len(), choices.len())));
