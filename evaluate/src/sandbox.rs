@@ -37,7 +37,7 @@ pub struct Trial {
     pub solution: String,
     /// What the tests may use beside it.
     pub given: String,
-    /// Names that mean the program's even where `given` defines them.
+    /// Names that mean the program's even where `given` or Python defines them.
     pub theirs: Vec<String>,
     /// The tests: they pass if they run to their end.
     pub tests: String,

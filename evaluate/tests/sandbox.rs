@@ -87,7 +87,7 @@ fn values_of_every_kind_and_objects_come_through() {
         def numbers(n):\n    for i in range(n): yield i\ndef count(text): return Counter(text)\ndef huge(): return 10 ** 6000";
     let tests = "values = (1, -2.5, float('inf'), True, None, 'ä\\n', b'x', [1, [2]], (3,), {4}, frozenset({5}), {'a': (6,)}, 2j)\n\
         assert echo(*values, k=[7]) == (values, {'k': [7]})\nassert type(echo(True)[0][0]) is bool\n\
-        assert total([Pair(1, 2), Pair(3, 4)]) == 10\nassert Pair(1, 2).b == 2\nassert list(numbers(3)) == [0, 1, 2]\n\
+        assert total([Pair(1, 2), Pair(3, 4)]) == 10\nassert Pair(1, 2).b == 2\np = Pair(1, 2)\np.b = 5\nassert p.b == 5\nassert list(numbers(3)) == [0, 1, 2]\n\
         assert count('aab') == {'a': 2, 'b': 1}\nassert math.isclose(1.0, 1.0 + 1e-12)\nassert huge() == 10 ** 6000\n\
         try:\n    total(3)\n    assert False\nexcept TypeError:\n    pass";
     let trial = Trial { solution: solution.to_owned(), tests: tests.to_owned(), ..Trial::default() };

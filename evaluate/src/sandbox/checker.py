@@ -1,7 +1,7 @@
 """Runs the tests of a problem against a program in another process: the trusted half of a test.
 
-argv: code that the tests may use, names that are the program's all the same (separated by commas), the tests. A name
-that neither defines is the program's. The verdict is the last line on stderr: `passed`, or `failed: ` and why.
+argv: code that the tests may use, names that are the program's whoever else defines them (separated by commas), the
+tests. A name that nobody else defines is the program's. The verdict is the last line on stderr: `passed`, or `failed: ` and why.
 """
 import builtins
 import json
@@ -21,13 +21,16 @@ class Remote:
     """Something of the program's that is not plain data."""
 
     def __init__(self, number):
-        self.number = number
+        object.__setattr__(self, "number", number)
 
     def __call__(self, *arguments, **named):
         return ask("call", self, *arguments, **named)
 
     def __getattr__(self, name):
         return ask("attribute", self, name)
+
+    def __setattr__(self, name, value):
+        ask("set", self, name, value)
 
     def __iter__(self):
         return iter(ask("items", self))
@@ -107,7 +110,10 @@ def verdict():
     names = Names(__name__="tests")
     exec(compile(given, "given", "exec"), names)
     for name in filter(None, theirs.split(",")):
-        names[name] = ask("name", name)
+        try:
+            names[name] = ask("name", name)
+        except KeyError:
+            names.pop(name, None)
     exec(compile(tests, "tests", "exec"), names)
 
 

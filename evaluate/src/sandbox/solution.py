@@ -53,6 +53,8 @@ def answer(request):
         return arguments[0](*arguments[1:], **{name: decode(item) for name, item in request["named"].items()})
     if what == "attribute":
         return getattr(*arguments)
+    if what == "set":
+        return setattr(*arguments)
     if what == "items":
         return list(arguments[0])
     return arguments[0] == arguments[1]
