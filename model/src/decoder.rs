@@ -73,7 +73,12 @@ impl Linear {
     /// `x Wᵀ + b` for `x` of `[tokens, inputs]`.
     fn apply(&self, x: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; x.len() / self.inputs * self.outputs];
-        gemm::linear(x, &self.weight, self.bias.as_deref(), self.inputs, &mut out);
+        let (weight, bias) = (&self.weight, self.bias.as_deref());
+        if x.len() <= gemm::FEW_ROWS * self.inputs {
+            gemm::linear_few_rows(x, weight, bias, self.inputs, &mut out);
+        } else {
+            gemm::linear(x, weight, bias, self.inputs, &mut out);
+        }
         out
     }
 }
@@ -326,7 +331,7 @@ impl Block {
     }
 
     /// The whole block over one more token of each of several sequences: row `r` of `hidden` belongs to the token after
-    /// those whose keys and values `caches[r]` holds, and its own are added to them. Rows beyond the caches are padding.
+    /// those whose keys and values `caches[r]` holds, and its own are added to them.
     /// Returns the block's output.
     pub fn step(&self, hidden: Vec<f32>, caches: &mut [&mut KeyValues]) -> Vec<f32> {
         let Attention { heads, kv_heads, head_width, .. } = self.attention;
@@ -489,7 +494,12 @@ impl Head {
     /// The logits after each row of `hidden`, `[rows, vocabulary]`.
     pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
         let mut logits = vec![0.0; hidden.len() / self.config.hidden_size * self.config.vocabulary];
-        gemm::linear(&self.normed(hidden), &self.weight, None, self.config.hidden_size, &mut logits);
+        let (normed, width) = (self.normed(hidden), self.config.hidden_size);
+        if normed.len() <= gemm::FEW_ROWS * width {
+            gemm::linear_few_rows(&normed, &self.weight, None, width, &mut logits);
+        } else {
+            gemm::linear(&normed, &self.weight, None, width, &mut logits);
+        }
         logits
     }
 

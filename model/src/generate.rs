@@ -1,8 +1,8 @@
 //! Greedy generation: the likeliest token after another, many sequences at once.
 //!
-//! The whole model is held in float32. Each thread of the current pool works on its own sequences, up to `batch` at a
-//! time, one token of each in a step; a sequence that ends makes room for the next. Its tokens depend on its prompt
-//! alone, but for logits that differ by less than the rounding of float32 sums: of equal logits the smallest id wins.
+//! The whole model is held in float32. Each thread of the current pool works on its own sequences, up to `batch` (at most 16) at a
+//! time, one token of each in a step; a sequence that ends makes room for the next. Products of a step's few rows treat
+//! each row by itself, so the tokens of a sequence depend on its prompt alone. Of equal logits the smallest id wins.
 
 use crate::{
     Block, Checkpoint, ModelError,
@@ -90,7 +90,7 @@ impl<'a> Generator<'a> {
             let mut results = Vec::new();
             let mut active: Vec<Sequence> = Vec::new();
             loop {
-                while active.len() < batch.max(1)
+                while active.len() < batch.clamp(1, kernels::gemm::FEW_ROWS)
                     && let Some(request) = take()
                 {
                     active.push(self.begin(request, &requests[request])?);
@@ -141,9 +141,7 @@ impl<'a> Generator<'a> {
 
     /// One more token for each of `active`.
     fn step(&self, active: &mut [Sequence]) -> Result<(), ModelError> {
-        let mut last: Vec<u32> = active.iter().filter_map(|sequence| sequence.tokens.last().copied()).collect();
-        // A product of a single row sums in another order than one of several: no row is ever alone.
-        last.resize(last.len().max(2), last.first().copied().unwrap_or_default());
+        let last: Vec<u32> = active.iter().filter_map(|sequence| sequence.tokens.last().copied()).collect();
         let mut hidden = self.checkpoint.embed(&last)?;
         for (index, block) in self.blocks.iter().enumerate() {
             let mut caches: Vec<&mut KeyValues> =
