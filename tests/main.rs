@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
 
 mod arrows;
+mod canonical;
 mod doctor;
 mod goldens;
 mod hub;

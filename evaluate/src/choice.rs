@@ -42,6 +42,8 @@ pub fn record(task: &Task, item: &Item, likelihoods: &[Likelihood]) -> Record {
         log_probabilities: likelihoods.iter().map(|likelihood| likelihood.log_probability).collect(),
         greedy: likelihoods.iter().map(|likelihood| likelihood.greedy).collect(),
         tokens: likelihoods.iter().map(|likelihood| likelihood.tokens).collect(),
+        response: None,
+        verdict: None,
         metrics: task.metrics.iter().map(|metric| (*metric, value(*metric))).collect(),
     }
 }
@@ -77,6 +79,8 @@ fn normalizer(metric: Metric) -> Option<Lengths> {
         Metric::AccBytes => Some(|item, _, choice| item.pairs[choice].choice.len() as f64),
         Metric::AccToken => Some(|_, likelihoods, choice| likelihoods[choice].tokens as f64),
         Metric::AccGreedy | Metric::Perplexity | Metric::Mc2 => None,
+        // Of texts: a task with choices has none of them.
+        Metric::ExactMatchStrict | Metric::ExactMatchFlexible | Metric::ExactMatchNumeric | Metric::PassAt1 => None,
     }
 }
 

@@ -229,6 +229,13 @@ pub(crate) struct Measure {
     #[arg(long, value_name = "K", requires = "tasks")]
     pub(crate) shots: Option<usize>,
 
+    /// Run programs that the model writes (humaneval, mbpp), in a sandbox
+    ///
+    /// Needs bubblewrap and the system's Python. A program sees no network, none of your files and no other process, and has
+    /// 10 seconds, 1 GiB of memory and 32 processes.
+    #[arg(long, requires = "tasks")]
+    pub(crate) allow_code_execution: bool,
+
     /// Write a record of every item to FOLDER/TASK.jsonl, the baseline's to FOLDER/baseline/TASK.jsonl
     ///
     /// `evaluate compare` works from them.

@@ -122,6 +122,12 @@ pub enum EvaluateError {
         /// What is wrong and what to do.
         what: String,
     },
+    /// Generated programs can't be run safely here.
+    #[error("generated code is run only in a sandbox, and there is none: {what}")]
+    Sandbox {
+        /// What is missing and what to do.
+        what: String,
+    },
     /// Model and baseline cut the text into different tokens.
     #[error(
         "{model} and {baseline} tokenize {text} differently ({difference}): perplexities across tokenizers are not \

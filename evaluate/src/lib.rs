@@ -12,12 +12,14 @@
 //! Judges any checkpoint that the `model` crate opens, whoever made it. Knows nothing of solvers. This library neither
 //! prints nor parses arguments; the binary beside it does.
 
+pub mod answer;
 pub mod bands;
 pub mod baseline;
 pub mod choice;
 pub mod compare;
 pub mod divergence;
 pub mod error;
+pub mod generation;
 pub mod likelihood;
 pub mod paired;
 pub mod perplexity;
@@ -25,6 +27,7 @@ pub mod protocol;
 pub mod python_random;
 pub mod records;
 pub mod report;
+pub mod sandbox;
 pub mod score;
 pub mod source;
 pub mod statistics;

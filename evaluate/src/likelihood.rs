@@ -108,7 +108,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// `text` with the special tokens the tokenizer puts before it, without any behind it.
-    fn encode(&self, text: &str) -> Result<Vec<u32>, EvaluateError> {
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, EvaluateError> {
         let refused = |error: Box<dyn std::error::Error + Send + Sync>| ModelError::Tokenizer(error.to_string());
         let encoding = self.checkpoint.tokenizer.encode(text, true).map_err(refused)?;
         let trailing = encoding.get_special_tokens_mask().iter().rev().take_while(|&&added| added == 1).count();

@@ -1,4 +1,4 @@
-//! Python's `random.seed(n)` and `random.randint(a, b)`, for protocols that are defined by them.
+//! Python's `random.seed(n)`, `random.randint(a, b)` and `random.sample(range(n), k)`, for protocols that are defined by them.
 //!
 //! The generator is MT19937 (Matsumoto and Nishimura 1998) seeded by its `init_by_array` with the 32-bit digits of the
 //! seed. `randint` draws `k` bits, `k` the bit length of the number of choices, until they are below that number.
@@ -40,6 +40,31 @@ impl PythonRandom {
                 return drawn;
             }
         }
+    }
+
+    /// `random.sample(range(count), wanted)`; `wanted` is at most `count`. Few of many are drawn until they are distinct,
+    /// otherwise each drawn one is replaced by the last of those left, whichever CPython finds smaller.
+    pub fn sample(&mut self, count: u32, wanted: usize) -> Vec<u32> {
+        let mut limit = 21;
+        if wanted > 5 {
+            limit += 4_u64.pow(((wanted as f64 * 3.0).ln() / 4_f64.ln()).ceil() as u32);
+        }
+        if u64::from(count) <= limit {
+            let mut pool: Vec<u32> = (0..count).collect();
+            let draw = |_| {
+                let at = self.below(pool.len() as u32);
+                pool.swap_remove(at as usize)
+            };
+            return (0..wanted).map(draw).collect();
+        }
+        let mut drawn: Vec<u32> = Vec::with_capacity(wanted);
+        while drawn.len() < wanted {
+            let next = self.below(count);
+            if !drawn.contains(&next) {
+                drawn.push(next);
+            }
+        }
+        drawn
     }
 
     fn word(&mut self) -> u32 {
@@ -97,6 +122,18 @@ mod tests {
         let mut random = PythonRandom::seed(0);
         let rows: Vec<u32> = (0..5).map(|_| random.below(45_576)).collect();
         assert_eq!(rows, [25_247, 27_562, 2_653, 16_968, 33_506]);
+    }
+
+    #[test]
+    fn samples_equal_those_of_cpython() {
+        let mut random = PythonRandom::seed(1234);
+        assert_eq!(random.sample(7473, 5), [6374, 3610, 957, 61, 742]);
+        assert_eq!(random.sample(7473, 5), [7462, 6610, 4769, 286, 5501]);
+        assert_eq!(PythonRandom::seed(1234).sample(10, 3), [7, 1, 0]);
+        let mut random = PythonRandom::seed(1234);
+        assert_eq!(random.sample(50, 8), [49, 28, 7, 0, 5, 37, 2, 42]);
+        assert_eq!(random.sample(1000, 8), [709, 85, 100, 784, 363, 242, 17, 31]);
+        assert!(random.sample(3, 0).is_empty());
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! | `correct` | true or false; null where the metric is a share |
 //! | `log_probabilities` | of each choice, in nats |
 //! | `greedy`, `tokens` | of each choice: whether greedy decoding gives it, and its tokens |
+//! | `response`, `verdict` | what the model wrote, and what its tests said; left out where it chooses |
 //! | `metrics` | the item's value of every metric; of `perplexity` its log-likelihood |
 
 use crate::{EvaluateError, task::Metric};
@@ -55,6 +56,12 @@ pub struct Record {
     pub greedy: Vec<bool>,
     /// Of each choice.
     pub tokens: Vec<usize>,
+    /// What the model wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response: Option<String>,
+    /// What became of the program it wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
     /// The value of every metric.
     pub metrics: BTreeMap<Metric, f64>,
 }
@@ -140,6 +147,8 @@ pub(crate) mod tests {
             log_probabilities: vec![-1.25, -0.1],
             greedy: vec![false, true],
             tokens: vec![1, 2],
+            response: None,
+            verdict: None,
             metrics: BTreeMap::from([(Metric::Acc, f64::from(u8::from(correct)))]),
         }
     }

@@ -24,7 +24,24 @@
 //! answer = "0"                                   # an expression: the index of the right choice
 //! ```
 //!
-//! `[data]` also takes `columns` (names of a CSV file without a first row of names), `lines` (names of the lines that make
+//! A task in which the model writes has `[generate]` in place of choices and answer:
+//!
+//! ```toml
+//! [generate]
+//! answer = "{{ answer }}"                        # a template: the right answer, as a solved example shows it
+//! longest = 256                                  # the most tokens the model may write
+//! stops = ["Question:"]                          # texts that end what it writes; they are cut off
+//! strict = '#### (-?[0-9.,]+)'                   # exact_match_strict: the first match
+//! flexible = '(-?[$0-9.,]{2,})|(-?[0-9]+)'       # exact_match_flexible, exact_match_numeric: the last match
+//!
+//! [generate.program]                             # pass_at_1: what it writes is a Python program that tests judge
+//! before = "{{ prompt }}"                        # a template: what stands before it in the program
+//! given = "import math"                          # a template: what the tests may use beside it
+//! theirs = "[entry_point]"                       # an expression: names that are the program's whoever defines them
+//! tests = "assert {{ entry_point }}(1) == 2"     # a template
+//! ```
+//!
+//! `[data]` also takes `draw = "random"` (solved examples are drawn anew for each item, as lm-evaluation-harness does), `columns` (names of a CSV file without a first row of names), `lines` (names of the lines that make
 //! a record of a text file) and `labels` (a file of one label a line, which become the field `label`); `[prompt]` also
 //! `description` (before the shots), `contexts` in place of `context` (an expression: one context a choice), `answers` in
 //! place of `answer` (an expression: 0 or 1 a choice), `delimiter` (between context and choice, a space) and `separator`
@@ -32,6 +49,7 @@
 //! spaces for underscores), `[categories]` lists the subjects of each category.
 
 pub mod data;
+pub mod exercise;
 pub mod prompt;
 
 use crate::EvaluateError;
@@ -62,6 +80,8 @@ pub struct Task {
     pub fields: toml::Table,
     /// How a record becomes a prompt.
     pub prompt: Prompt,
+    /// What the model writes, where it is not to choose.
+    pub generate: Option<Generate>,
     /// Names of subjects for prompts.
     #[serde(default)]
     pub names: BTreeMap<String, String>,
@@ -79,6 +99,9 @@ pub struct Data {
     /// Patterns of the files with the solved examples.
     #[serde(default)]
     pub shots: Vec<String>,
+    /// Which of the solved examples an item gets.
+    #[serde(default)]
+    pub draw: Draw,
     /// Names of the columns of a CSV file without a first row of names.
     #[serde(default)]
     pub columns: Vec<String>,
@@ -101,6 +124,7 @@ pub struct Prompt {
     /// An expression: one context a choice.
     pub contexts: Option<String>,
     /// An expression: the texts to choose from.
+    #[serde(default)]
     pub choices: String,
     /// An expression: the index of the right choice.
     pub answer: Option<String>,
@@ -112,6 +136,52 @@ pub struct Prompt {
     /// Between shots.
     #[serde(default = "blank_line")]
     pub separator: String,
+}
+
+/// Which solved examples stand before an item.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Draw {
+    /// The first of their file.
+    #[default]
+    First,
+    /// Drawn anew for each item, by Python's `random.Random(1234).sample` in the order of all items.
+    Random,
+}
+
+/// What the model writes and how it is judged.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generate {
+    /// A template: the right answer, as a solved example shows it.
+    pub answer: String,
+    /// The most tokens it may write.
+    pub longest: usize,
+    /// Texts that end what it writes.
+    #[serde(default)]
+    pub stops: Vec<String>,
+    /// A regular expression: the first match's first group is the answer.
+    pub strict: Option<String>,
+    /// A regular expression: the last match's first group that took part is the answer.
+    pub flexible: Option<String>,
+    /// Where it writes a program.
+    pub program: Option<Program>,
+}
+
+/// How a generated program is tested.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// A template: what stands before what the model writes.
+    #[serde(default)]
+    pub before: String,
+    /// A template: what the tests may use beside the program.
+    #[serde(default)]
+    pub given: String,
+    /// An expression: names that are the program's whoever else defines them.
+    pub theirs: Option<String>,
+    /// A template.
+    pub tests: String,
 }
 
 fn space() -> String {
@@ -140,12 +210,32 @@ pub enum Metric {
     Perplexity,
     /// Probability of the right choices over that of all.
     Mc2,
+    /// What the strict expression finds in what the model wrote is the right answer.
+    ExactMatchStrict,
+    /// What the flexible expression finds last is the right answer.
+    ExactMatchFlexible,
+    /// As `exact_match_flexible`, compared as numbers.
+    ExactMatchNumeric,
+    /// The program that the model wrote passes its tests.
+    #[serde(rename = "pass_at_1")]
+    PassAt1,
 }
 
 impl Metric {
     /// Every metric.
-    pub const ALL: [Self; 7] =
-        [Self::Acc, Self::AccNorm, Self::AccBytes, Self::AccToken, Self::AccGreedy, Self::Perplexity, Self::Mc2];
+    pub const ALL: [Self; 11] = [
+        Self::Acc,
+        Self::AccNorm,
+        Self::AccBytes,
+        Self::AccToken,
+        Self::AccGreedy,
+        Self::Perplexity,
+        Self::Mc2,
+        Self::ExactMatchStrict,
+        Self::ExactMatchFlexible,
+        Self::ExactMatchNumeric,
+        Self::PassAt1,
+    ];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -157,6 +247,10 @@ impl Metric {
             Self::AccGreedy => "acc_greedy",
             Self::Perplexity => "perplexity",
             Self::Mc2 => "mc2",
+            Self::ExactMatchStrict => "exact_match_strict",
+            Self::ExactMatchFlexible => "exact_match_flexible",
+            Self::ExactMatchNumeric => "exact_match_numeric",
+            Self::PassAt1 => "pass_at_1",
         }
     }
 
@@ -171,8 +265,17 @@ impl Metric {
             Self::AccToken => "as acc, the sum divided by the number of tokens",
             Self::AccGreedy => "each token of the choice is the most probable one (lm-evaluation-harness calls it acc)",
             Self::Perplexity => "exp of minus the mean over items of the choice's log-probability",
+            Self::ExactMatchStrict => "what the task's strict expression finds first in the text written is the answer",
+            Self::ExactMatchFlexible => "what the task's flexible expression finds last is the answer",
+            Self::ExactMatchNumeric => "as exact_match_flexible, compared as numbers: 29.00 is 29",
+            Self::PassAt1 => "the program written passes all tests, in one greedy attempt",
             Self::Mc2 => "sum of the right choices' probabilities over the sum of all choices'",
         }
+    }
+
+    /// Whether it judges what a model wrote.
+    pub fn is_of_text(self) -> bool {
+        matches!(self, Self::ExactMatchStrict | Self::ExactMatchFlexible | Self::ExactMatchNumeric | Self::PassAt1)
     }
 
     /// Whether an item is either right or wrong by it.
@@ -199,6 +302,9 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("piqa", include_str!("../tasks/piqa.toml")),
     ("winogrande", include_str!("../tasks/winogrande.toml")),
     ("lambada", include_str!("../tasks/lambada.toml")),
+    ("gsm8k", include_str!("../tasks/gsm8k.toml")),
+    ("humaneval", include_str!("../tasks/humaneval.toml")),
+    ("mbpp", include_str!("../tasks/mbpp.toml")),
     ("truthfulqa_mc1", include_str!("../tasks/truthfulqa_mc1.toml")),
     ("truthfulqa_mc2", include_str!("../tasks/truthfulqa_mc2.toml")),
 ];
@@ -235,7 +341,51 @@ impl Task {
         if !sound(&self.name) || self.name.starts_with('.') {
             return Err(format!("`name` is `{}`: letters, digits, `_`, `-` and `.` make a name", self.name));
         }
+        match &self.generate {
+            Some(generate) => self.check_generate(generate)?,
+            None => self.check_choices()?,
+        }
+        if self.data.test.is_empty() {
+            return Err("`data.test` names no file".to_owned());
+        }
+        match self.fields.iter().find(|(_, expression)| !expression.is_str()) {
+            Some((name, _)) => Err(format!("`fields.{name}` is not an expression in quotes")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_generate(&self, generate: &Generate) -> Result<(), String> {
         let prompt = &self.prompt;
+        let chooses = [&prompt.contexts, &prompt.answer, &prompt.answers].iter().any(|given| given.is_some());
+        if chooses || !prompt.choices.is_empty() || prompt.context.is_none() {
+            return Err("with `[generate]` the prompt has a `context`, and neither choices nor an answer".to_owned());
+        }
+        let needs = |metric: &Metric| match metric {
+            Metric::ExactMatchStrict => Some(("generate.strict", generate.strict.is_some())),
+            Metric::ExactMatchFlexible | Metric::ExactMatchNumeric => {
+                Some(("generate.flexible", generate.flexible.is_some()))
+            }
+            Metric::PassAt1 => Some(("generate.program", generate.program.is_some())),
+            _ => None,
+        };
+        for metric in &self.metrics {
+            match needs(metric) {
+                None => return Err(format!("the metric `{metric}` needs choices, and `[generate]` has none")),
+                Some((what, false)) => return Err(format!("the metric `{metric}` needs `{what}`")),
+                Some(_) => {}
+            }
+        }
+        for expression in [&generate.strict, &generate.flexible].into_iter().flatten() {
+            fancy_regex::Regex::new(expression).map_err(|error| format!("`{expression}`: {error}"))?;
+        }
+        if self.metrics.is_empty() { Err("`metrics` names none".to_owned()) } else { Ok(()) }
+    }
+
+    fn check_choices(&self) -> Result<(), String> {
+        let prompt = &self.prompt;
+        if prompt.choices.is_empty() {
+            return Err("`prompt.choices` is missing, and there is no `[generate]`".to_owned());
+        }
         if prompt.context.is_some() == prompt.contexts.is_some() {
             return Err("give one of `prompt.context` and `prompt.contexts`".to_owned());
         }
@@ -247,11 +397,8 @@ impl Task {
         if marked != if prompt.answers.is_some() { self.metrics.len() } else { 0 } {
             return Err(format!("`prompt.answers` goes with the metric `mc2` and with no other, not with `{primary}`"));
         }
-        if self.data.test.is_empty() {
-            return Err("`data.test` names no file".to_owned());
-        }
-        match self.fields.iter().find(|(_, expression)| !expression.is_str()) {
-            Some((name, _)) => Err(format!("`fields.{name}` is not an expression in quotes")),
+        match self.metrics.iter().find(|metric| metric.is_of_text()) {
+            Some(metric) => Err(format!("the metric `{metric}` needs `[generate]`")),
             None => Ok(()),
         }
     }

@@ -8,12 +8,15 @@ use anyhow::Context as _;
 use console::{Exit, Progress, files::Output};
 use evaluate::{
     choice,
+    generation::{self, Prompt},
     likelihood::{self, Encoder, Request, Step},
     paired,
     records::{self, Record, Run},
+    sandbox::{Limits, Sandbox},
     task::{
-        Metric, Task,
+        Generate, Metric, Task,
         data::{self, DataFile, TaskData},
+        exercise::{self, Exercise},
         prompt::{Answer, Item, Templates},
     },
     task_report::{self, Circumstances, Summary, TaskReport},
@@ -34,14 +37,37 @@ pub(crate) struct Prepared {
     available: usize,
     limit: Option<usize>,
     files: Vec<DataFile>,
-    items: Vec<Item>,
+    questions: Questions,
     model: Side,
     baseline: Option<Side>,
 }
 
+/// What is asked.
+enum Questions {
+    /// The model chooses.
+    Choices(Vec<Item>),
+    /// The model writes; programs are run in the sandbox.
+    Exercises(Generate, Vec<Exercise>, Option<Sandbox>),
+}
+
+impl Questions {
+    fn len(&self) -> usize {
+        match self {
+            Self::Choices(items) => items.len(),
+            Self::Exercises(_, exercises, _) => exercises.len(),
+        }
+    }
+}
+
+/// A task's questions as tokens of one model.
+enum Requests {
+    Choices(Vec<Request>),
+    Prompts(Vec<Prompt>),
+}
+
 /// A task's items as tokens of one model, and where its records go.
 struct Side {
-    requests: Vec<Request>,
+    requests: Requests,
     bos: String,
     output: Option<Output>,
 }
@@ -63,16 +89,42 @@ pub(crate) fn prepare(
         let available = data.rows.len();
         let limit = measure.limit.filter(|limit| *limit < available);
         let chosen = draw(available, limit, measure.seed);
-        let mut templates = Templates::new(&task)?;
-        let items = chosen.iter().map(|index| templates.item(&data.rows[*index], &data, shots));
-        let items = items.collect::<Result<Vec<_>, _>>()?;
+        let questions = questions(measure, &task, &data, &chosen, shots)?;
         let file = format!("{}.jsonl", task.name);
         let path = |part: &str| measure.records.as_ref().map(|folder| folder.join(part).join(&file));
-        let model = Side::new(checkpoint, &items, path(""))?;
-        let baseline = baseline.map(|baseline| Side::new(baseline, &items, path("baseline"))).transpose()?;
-        prepared.push(Prepared { task, shots, available, limit, files: data.files, items, model, baseline });
+        let model = Side::new(checkpoint, &questions, path(""))?;
+        let baseline = baseline.map(|baseline| Side::new(baseline, &questions, path("baseline"))).transpose()?;
+        prepared.push(Prepared { task, shots, available, limit, files: data.files, questions, model, baseline });
     }
     Ok(prepared)
+}
+
+fn questions(
+    measure: &Measure,
+    task: &Task,
+    data: &TaskData,
+    chosen: &[usize],
+    shots: usize,
+) -> anyhow::Result<Questions> {
+    let mut templates = Templates::new(task)?;
+    let Some(generate) = &task.generate else {
+        let items = chosen.iter().map(|index| templates.item(&data.rows[*index], data, shots));
+        return Ok(Questions::Choices(items.collect::<Result<_, _>>()?));
+    };
+    let solved =
+        exercise::shots(data, task.data.draw, shots).map_err(|what| anyhow::anyhow!("{}: {what}", task.name))?;
+    let exercises = chosen.iter().map(|index| templates.exercise(&data.rows[*index], &solved[*index]));
+    let exercises = exercises.collect::<Result<Vec<_>, _>>()?;
+    let sandbox = match &generate.program {
+        None => None,
+        Some(_) if measure.allow_code_execution => Some(Sandbox::find(Limits::default())?),
+        Some(_) => anyhow::bail!(
+            "{} runs programs that the model writes: `--allow-code-execution` allows it, in a sandbox without network \
+             and without your files",
+            task.name
+        ),
+    };
+    Ok(Questions::Exercises(generate.clone(), exercises, sandbox))
 }
 
 /// Which of `count` items are taken: all, or `limit` drawn without replacement, in their order.
@@ -84,29 +136,39 @@ fn draw(count: usize, limit: Option<usize>, seed: u64) -> Vec<usize> {
 }
 
 impl Side {
-    fn new(checkpoint: &Checkpoint, items: &[Item], path: Option<PathBuf>) -> anyhow::Result<Self> {
+    fn new(checkpoint: &Checkpoint, questions: &Questions, path: Option<PathBuf>) -> anyhow::Result<Self> {
         let mut encoder = Encoder::new(checkpoint, checkpoint.config.max_positions);
-        let requests = encoder.requests(items)?;
+        let requests = match questions {
+            Questions::Choices(items) => Requests::Choices(encoder.requests(items)?),
+            Questions::Exercises(generate, exercises, _) => {
+                let prompt = |e: &Exercise| generation::prompt(checkpoint, generate, encoder.encode(&e.prompt)?);
+                Requests::Prompts(exercises.iter().map(prompt).collect::<Result<_, _>>()?)
+            }
+        };
         let output = path.map(|path| Output::open(&path).with_context(|| path.display().to_string())).transpose()?;
         Ok(Self { requests, bos: encoder.beginning()?, output })
     }
 
     fn circumstances(&self, seconds: f64) -> Circumstances {
-        let count = |which: fn(&Request) -> bool| self.requests.iter().filter(|request| which(request)).count();
-        Circumstances {
-            truncated: count(|request| request.truncated),
-            spanned: count(|request| request.spanned),
-            bos: self.bos.clone(),
-            seconds,
-        }
+        let (truncated, spanned) = match &self.requests {
+            Requests::Choices(requests) => (
+                requests.iter().filter(|request| request.truncated).count(),
+                requests.iter().filter(|request| request.spanned).count(),
+            ),
+            Requests::Prompts(prompts) => (prompts.iter().filter(|prompt| prompt.truncated).count(), 0),
+        };
+        Circumstances { truncated, spanned, bos: self.bos.clone(), seconds }
     }
 }
 
 /// Says what will be run.
 pub(crate) fn announce(prepared: &[Prepared]) {
-    for Prepared { task, shots, available, items, model, .. } in prepared {
-        let tokens: usize = model.requests.iter().flat_map(|r| &r.sequences).map(|s| s.tokens.len()).sum();
-        let count = items.len();
+    for Prepared { task, shots, available, questions, model, .. } in prepared {
+        let tokens: usize = match &model.requests {
+            Requests::Choices(requests) => requests.iter().flat_map(|r| &r.sequences).map(|s| s.tokens.len()).sum(),
+            Requests::Prompts(prompts) => prompts.iter().map(|prompt| prompt.request.prompt.len()).sum(),
+        };
+        let count = questions.len();
         say(&format!("task       {}: {count} of {available} items, shots {shots}, {tokens} tokens", task.name));
         say(&format!("           prompt of {}; chat template not applied", task.prompt_source));
         say(&format!("BOS        {}", model.bos));
@@ -167,13 +229,41 @@ fn side(
     prepared: &Prepared,
     side: &Side,
 ) -> anyhow::Result<(Vec<Record>, Summary)> {
-    let (task, items) = (&prepared.task, &prepared.items);
-    let title = format!("{} on {}", checkpoint.reference, task.name);
-    let mut progress = Progress::new(&title, likelihood::steps(checkpoint, &side.requests, measure.memory()), 0);
     let started = Instant::now();
+    let records = match (&prepared.questions, &side.requests) {
+        (Questions::Choices(items), Requests::Choices(requests)) => {
+            chosen(measure, checkpoint, &prepared.task, items, requests)?
+        }
+        (Questions::Exercises(generate, exercises, sandbox), Requests::Prompts(prompts)) => {
+            let mut progress = Progress::new(&title(checkpoint, &prepared.task), prompts.len() as u64, 0);
+            let responses = generation::write(checkpoint, generate, prompts, &mut || progress.step("written"))?;
+            progress.finish();
+            generation::judge(&prepared.task, generate, exercises, responses, sandbox.as_ref())?
+        }
+        _ => unreachable!("requests are made from the questions they stand beside"),
+    };
+    let circumstances = side.circumstances(started.elapsed().as_secs_f64());
+    let summary = Summary::new(&records, circumstances, measure.seed);
+    Ok((records, summary))
+}
+
+fn title(checkpoint: &Checkpoint, task: &Task) -> String {
+    format!("{} on {}", checkpoint.reference, task.name)
+}
+
+/// The records of a task in which the model chooses.
+fn chosen(
+    measure: &Measure,
+    checkpoint: &Checkpoint,
+    task: &Task,
+    items: &[Item],
+    requests: &[Request],
+) -> anyhow::Result<Vec<Record>> {
+    let steps = likelihood::steps(checkpoint, requests, measure.memory());
+    let mut progress = Progress::new(&title(checkpoint, task), steps, 0);
     let mut records: Vec<Record> = Vec::with_capacity(items.len());
     let mut running = format!("0 of {} items", items.len());
-    likelihood::score(checkpoint, &side.requests, measure.memory(), &mut |step| match step {
+    likelihood::score(checkpoint, requests, measure.memory(), &mut |step| match step {
         Step::Layer(layer, layers) => {
             let place = if layer > layers { "head".to_owned() } else { format!("layer {layer}/{layers}") };
             progress.step(&format!("{place}, {running}"));
@@ -185,9 +275,7 @@ fn side(
         }
     })?;
     progress.finish();
-    let circumstances = side.circumstances(started.elapsed().as_secs_f64());
-    let summary = Summary::new(&records, circumstances, measure.seed);
-    Ok((records, summary))
+    Ok(records)
 }
 
 fn running_score(metric: Metric, records: &[Record], items: usize) -> String {
@@ -241,6 +329,9 @@ pub(crate) fn show(show: &Show) -> anyhow::Result<Exit> {
     let row = data.rows.get(show.item).with_context(|| {
         format!("{} has {} items: `--item` takes 0 to {}", task.name, data.rows.len(), data.rows.len() - 1)
     })?;
+    if task.generate.is_some() {
+        return show_exercise(show, &task, &data, shots);
+    }
     let item = Templates::new(&task)?.item(row, &data, shots)?;
     let mut text = String::new();
     writeln!(text, "task       {}, item {} ({} of {})", task.name, item.id, show.item, data.rows.len())?;
@@ -261,6 +352,30 @@ pub(crate) fn show(show: &Show) -> anyhow::Result<Exit> {
     show_pairs(&mut text, &item)?;
     if let (Some(checkpoint), Some(request)) = (&checkpoint, &request) {
         show_tokens(&mut text, checkpoint, request)?;
+    }
+    print(&text)?;
+    Ok(Exit::Done)
+}
+
+fn show_exercise(show: &Show, task: &Task, data: &TaskData, shots: usize) -> anyhow::Result<Exit> {
+    let solved =
+        exercise::shots(data, task.data.draw, shots).map_err(|what| anyhow::anyhow!("{}: {what}", task.name))?;
+    let exercise = Templates::new(task)?.exercise(&data.rows[show.item], &solved[show.item])?;
+    let mut text = String::new();
+    writeln!(text, "task       {}, item {} ({} of {})", task.name, exercise.id, show.item, data.rows.len())?;
+    writeln!(text, "prompt     of {}; {shots} shots; chat template not applied", task.prompt_source)?;
+    writeln!(text, "sha256     {}", exercise.sha256())?;
+    for metric in &task.metrics {
+        writeln!(text, "metric     {metric}: {}", metric.explain())?;
+    }
+    writeln!(text, "\n--- prompt\n{}\n--- end of prompt\nanswer     {:?}", exercise.prompt, exercise.answer)?;
+    if let Some(trial) = &exercise.trial {
+        writeln!(text, "\n--- tests\n{}\n--- end of tests", trial.tests)?;
+    }
+    if let Some(checkpoint) = show.model.as_deref().map(Checkpoint::open).transpose()? {
+        let encoder = Encoder::new(&checkpoint, checkpoint.config.max_positions);
+        writeln!(text, "BOS        {}", encoder.beginning()?)?;
+        writeln!(text, "tokens     {:?}", encoder.encode(&exercise.prompt)?)?;
     }
     print(&text)?;
     Ok(Exit::Done)

@@ -75,6 +75,15 @@ fn products(report: &Report) {
             gemm::linear(&x, &w, None, inputs, black_box(&mut out));
         });
     }
+    for (rows, inputs, outputs) in [(1, 896, 4864), (4, 896, 4864), (16, 896, 4864), (16, 4864, 896), (16, 576, 49152)]
+    {
+        let (x, w) = (numbers(rows * inputs), numbers(outputs * inputs));
+        let mut out = vec![0.0; rows * outputs];
+        let giga = 2e-9 * (rows * inputs * outputs) as f64;
+        report(&format!("few rows {rows}x{inputs}x{outputs}"), giga, "GFLOP/s", &mut || {
+            gemm::linear_few_rows(&x, &w, None, inputs, black_box(&mut out));
+        });
+    }
     for (rows, width) in [(2048, 576), (2048, 896), (2048, 1536), (2048, 4864), (512, 4864)] {
         let (x, mut sums) = (numbers(rows * width), vec![0.0; width * width]);
         let giga = 1e-9 * (rows * width * width) as f64;

@@ -2,6 +2,7 @@
 //!
 //! All products run on the calling thread; whoever calls cuts the work for several.
 
+use crate::dispatch::vectorized;
 use gemm::Parallelism;
 
 /// A matrix inside a slice: entry `(i, j)` is `data[i * row + j * column]`.
@@ -109,6 +110,127 @@ pub fn linear(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize, out: &m
     }
 }
 
+/// The most rows that [`linear_few_rows`] is meant for.
+pub const FEW_ROWS: usize = 16;
+
+/// [`linear`] for few rows, as a step of generation has them: the weight is read once as it lies, where the general
+/// product would first rearrange all of it. Row `r` of `out` depends on row `r` of `x` alone, to the bit.
+pub fn linear_few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize, out: &mut [f32]) {
+    let (rows, outputs) = (x.len() / inputs, w.len() / inputs);
+    assert_eq!(
+        (x.len(), w.len(), out.len()),
+        (rows * inputs, outputs * inputs, rows * outputs),
+        "shapes of x, w and out"
+    );
+    few_rows(x, w, inputs, out);
+    if let Some(bias) = bias {
+        for row in out.chunks_exact_mut(outputs) {
+            row.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+        }
+    }
+}
+
+/// Tiles of 4 rows and 2 outputs; what is left over goes one by one, summed in the same order.
+fn few_rows(x: &[f32], w: &[f32], inputs: usize, out: &mut [f32]) {
+    let (outputs, tile) = (w.len() / inputs, tile());
+    for (pair, w) in w.chunks(2 * inputs).enumerate() {
+        for (four, x) in x.chunks(4 * inputs).enumerate() {
+            let mut put = |row: usize, column: usize, value| {
+                out[(4 * four + row) * outputs + 2 * pair + column] = value;
+            };
+            if let (8, Some(tile)) = (x.len() / inputs * (w.len() / inputs), tile) {
+                for (row, sums) in tile(x, w, inputs).iter().enumerate() {
+                    put(row, 0, sums[0]);
+                    put(row, 1, sums[1]);
+                }
+                continue;
+            }
+            for (column, w) in w.chunks_exact(inputs).enumerate() {
+                for (row, x) in x.chunks_exact(inputs).enumerate() {
+                    put(row, column, single(x, w));
+                }
+            }
+        }
+    }
+}
+
+/// Running sums of one product.
+type Lanes = [f32; 8];
+
+/// The products of 4 rows of the first with 2 rows of the second slice, rows being so wide.
+type Tile = fn(&[f32], &[f32], usize) -> [[f32; 2]; 4];
+
+/// The tile of this processor, if it has one.
+fn tile() -> Option<Tile> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        return Some(|x, w, inputs| {
+            // SAFETY: the processor was just found to have the features that the function is compiled for.
+            #[allow(unsafe_code)]
+            unsafe {
+                tile_avx2(x, w, inputs)
+            }
+        });
+    }
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+#[allow(unsafe_code)]
+fn tile_avx2(x: &[f32], w: &[f32], inputs: usize) -> [[f32; 2]; 4] {
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps};
+    let x: [&[f32]; 4] = std::array::from_fn(|row| &x[row * inputs..][..inputs]);
+    let w: [&[f32]; 2] = std::array::from_fn(|row| &w[row * inputs..][..inputs]);
+    let (mut sums, whole) = ([[_mm256_setzero_ps(); 2]; 4], inputs / 8 * 8);
+    for at in (0..whole).step_by(8) {
+        // SAFETY: every slice has `inputs` numbers, and at + 8 is at most that.
+        let w = unsafe { [_mm256_loadu_ps(w[0].as_ptr().add(at)), _mm256_loadu_ps(w[1].as_ptr().add(at))] };
+        for row in 0..4 {
+            // SAFETY: as above.
+            let x = unsafe { _mm256_loadu_ps(x[row].as_ptr().add(at)) };
+            sums[row][0] = _mm256_fmadd_ps(x, w[0], sums[row][0]);
+            sums[row][1] = _mm256_fmadd_ps(x, w[1], sums[row][1]);
+        }
+    }
+    // No closures: they would keep the sums in memory rather than in registers.
+    let mut totals = [[0.0; 2]; 4];
+    for row in 0..4 {
+        for column in 0..2 {
+            let mut lanes = Lanes::default();
+            // SAFETY: there is room for eight numbers.
+            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums[row][column]) };
+            totals[row][column] = total(lanes, &x[row][whole..], &w[column][whole..]);
+        }
+    }
+    totals
+}
+
+vectorized! {
+    /// One of the products of a tile, summed in the same order.
+    fn single(x: &[f32], w: &[f32]) -> f32 {
+        let ((x, x_rest), (w, w_rest)) = (x.as_chunks::<8>(), w.as_chunks::<8>());
+        let mut sums = Lanes::default();
+        for (x, w) in x.iter().zip(w) {
+            for lane in 0..8 {
+                sums[lane] = x[lane].mul_add(w[lane], sums[lane]);
+            }
+        }
+        total(sums, x_rest, w_rest)
+    }
+}
+
+/// The sum of the running sums and of the products of what is left over.
+#[allow(clippy::inline_always, reason = "compiled for its caller's instructions")]
+#[inline(always)]
+fn total(mut sums: Lanes, x: &[f32], w: &[f32]) -> f32 {
+    for ((sum, x), w) in sums.iter_mut().zip(x).zip(w) {
+        *sum = x.mul_add(*w, *sum);
+    }
+    let [a, b, c, d, e, f, g, h] = sums;
+    ((a + b) + (c + d)) + ((e + f) + (g + h))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +254,34 @@ mod tests {
                     let magnitude = terms().map(f64::abs).sum::<f64>() + bias.abs();
                     let bound = 2f64.powi(-24) * (inputs as f64 + 1.0) * magnitude;
                     assert!((f64::from(*got) - expected).abs() <= bound, "{rows} {outputs} {inputs}: {got} {expected}");
+                }
+            }
+        }
+    }
+
+    /// The same bound, and rows by themselves to the bit.
+    #[test]
+    fn few_rows_agree_with_the_triple_loop_and_stand_alone() {
+        for (rows, outputs, inputs) in
+            [(1, 1, 1), (2, 3, 7), (4, 2, 8), (5, 4, 100), (16, 33, 257), (9, 1, 576), (0, 4, 3)]
+        {
+            let (x, w, bias) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(outputs, 3));
+            for bias in [None, Some(&bias[..])] {
+                let mut out = vec![f32::NAN; rows * outputs];
+                linear_few_rows(&x, &w, bias, inputs, &mut out);
+                for (at, got) in out.iter().enumerate() {
+                    let (x, w) = (&x[at / outputs * inputs..][..inputs], &w[at % outputs * inputs..][..inputs]);
+                    let terms = || x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b));
+                    let bias = bias.map_or(0.0, |bias| f64::from(bias[at % outputs]));
+                    let magnitude = terms().map(f64::abs).sum::<f64>() + bias.abs();
+                    let bound = 2f64.powi(-24) * (inputs as f64 + 1.0) * magnitude;
+                    let error = (f64::from(*got) - terms().sum::<f64>() - bias).abs();
+                    assert!(error <= bound, "{rows} {outputs} {inputs}: {error} of {bound}");
+                }
+                for row in 0..rows {
+                    let mut alone = vec![0.0; outputs];
+                    linear_few_rows(&x[row * inputs..][..inputs], &w, bias, inputs, &mut alone);
+                    assert_eq!(alone, out[row * outputs..][..outputs]);
                 }
             }
         }

@@ -75,7 +75,12 @@ impl Linear {
     /// `x Wᵀ + b` for `x` of `[tokens, inputs]`.
     fn apply(&self, x: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; x.len() / self.inputs * self.outputs];
-        gemm::linear(x, &self.weight, self.bias.as_deref(), self.inputs, &mut out);
+        let (weight, bias) = (&self.weight, self.bias.as_deref());
+        if x.len() <= gemm::FEW_ROWS * self.inputs {
+            gemm::linear_few_rows(x, weight, bias, self.inputs, &mut out);
+        } else {
+            gemm::linear(x, weight, bias, self.inputs, &mut out);
+        }
         out
     }
 }
@@ -120,9 +125,11 @@ impl RopeTables {
                 Arc::clone(&latest.table)
             }
             _ => {
-                let table = Arc::new(RopeTable::new(&frequencies, tokens, rope.attention_factor));
+                // With room to spare: a sequence that grows by a token doesn't need a new one each time.
+                let positions = tokens.next_power_of_two();
+                let table = Arc::new(RopeTable::new(&frequencies, positions, rope.attention_factor));
                 let frequencies = frequencies.into_owned();
-                *latest = Some(Latest { frequencies, positions: tokens, table: Arc::clone(&table) });
+                *latest = Some(Latest { frequencies, positions, table: Arc::clone(&table) });
                 table
             }
         }
@@ -327,6 +334,34 @@ impl Block {
         (activations.hidden, trunk)
     }
 
+    /// The whole block over one more token of each of several sequences: row `r` of `hidden` belongs to the token after
+    /// those whose keys and values `caches[r]` holds, and its own are added to them.
+    /// Returns the block's output.
+    pub fn step(&self, hidden: Vec<f32>, caches: &mut [&mut KeyValues]) -> Vec<f32> {
+        let Attention { heads, kv_heads, head_width, .. } = self.attention;
+        let (q_width, width) = (heads * head_width, kv_heads * head_width);
+        let mut activations = Activations { hidden, input: Vec::new() };
+        self.begin(&mut activations);
+        let [mut q, mut k, v] = self.projected(&activations.input);
+        activations.input.clear();
+        activations.input.resize(q.len(), 0.0);
+        let outs = activations.input.chunks_exact_mut(q_width);
+        let rows = q.chunks_exact_mut(q_width).zip(k.chunks_exact_mut(width)).zip(v.chunks_exact(width)).zip(outs);
+        for ((((q, k), v), out), cache) in rows.zip(caches) {
+            let position = cache.keys.len() / width;
+            let table = self.tables.table(self.rope, position + 1);
+            table.apply(q, heads, head_width, position);
+            table.apply(k, kv_heads, head_width, position);
+            cache.keys.extend_from_slice(k);
+            cache.values.extend_from_slice(v);
+            self.attention.causal(q, &cache.keys, &cache.values, out);
+        }
+        for stage in [Stage::Output, Stage::GateUp, Stage::Down] {
+            self.advance(stage, &mut activations);
+        }
+        activations.hidden
+    }
+
     fn attend(&self, activations: &mut Activations) {
         let tokens = activations.input.len() / self.input_width(Stage::Qkv);
         let (q, own) = self.turned(&activations.input, &Branching::plain(tokens));
@@ -355,8 +390,8 @@ impl Block {
         KeyValues::default().and(&own, 0..branching.trunk, width)
     }
 
-    /// Queries, keys and values of all rows of `x`, queries and keys normed where the family does so and turned by rope.
-    fn turned(&self, x: &[f32], branching: &Branching) -> (Vec<f32>, KeyValues) {
+    /// Queries, keys and values of all rows of `x`, queries and keys normed where the family does so.
+    fn projected(&self, x: &[f32]) -> [Vec<f32>; 3] {
         let Attention { heads, kv_heads, head_width, .. } = self.attention;
         let [mut q, mut k, v] = self.outputs(Stage::Qkv, x, [heads, kv_heads, kv_heads], head_width);
         let mut normed = Vec::new();
@@ -366,6 +401,13 @@ impl Block {
                 std::mem::swap(x, &mut normed);
             }
         }
+        [q, k, v]
+    }
+
+    /// [`Block::projected`], queries and keys turned by rope.
+    fn turned(&self, x: &[f32], branching: &Branching) -> (Vec<f32>, KeyValues) {
+        let Attention { heads, kv_heads, head_width, .. } = self.attention;
+        let [mut q, mut k, v] = self.projected(x);
         let table = self.tables.table(self.rope, branching.longest());
         for (x, heads) in [(&mut q, heads), (&mut k, kv_heads)] {
             let (trunk, mut branches) = x.split_at_mut(branching.trunk * heads * head_width);
@@ -456,7 +498,12 @@ impl Head {
     /// The logits after each row of `hidden`, `[rows, vocabulary]`.
     pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
         let mut logits = vec![0.0; hidden.len() / self.config.hidden_size * self.config.vocabulary];
-        gemm::linear(&self.normed(hidden), &self.weight, None, self.config.hidden_size, &mut logits);
+        let (normed, width) = (self.normed(hidden), self.config.hidden_size);
+        if normed.len() <= gemm::FEW_ROWS * width {
+            gemm::linear_few_rows(&normed, &self.weight, None, width, &mut logits);
+        } else {
+            gemm::linear(&normed, &self.weight, None, width, &mut logits);
+        }
         logits
     }
 

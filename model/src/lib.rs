@@ -10,6 +10,7 @@ pub mod decoder;
 pub mod demo;
 pub mod error;
 pub mod format;
+pub mod generate;
 pub mod hub;
 pub mod inspect;
 pub mod runtimes;

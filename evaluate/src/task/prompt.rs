@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Templates and expressions are minijinja's with the methods of Python's strings. A name that a record doesn't have is an
-//! error. Beside the filters of Jinja there are two functions: `position(list, value)`, the index of a value in a list, and
+//! error. Beside the filters of Jinja there are functions: `position(list, value)`, the index of a value in a list;
+//! `definitions(code)`, the names of the functions that Python code defines at its outermost level; and
 //! `clean_wikihow(text)`, what HellaSwag's texts go through: outer white space dropped, ` [title]` made `. `, other square
 //! brackets dropped with what they hold, double spaces made single ones.
 
@@ -76,7 +77,7 @@ impl Item {
 
 /// A task's templates, ready to render.
 pub struct Templates<'a> {
-    task: &'a Task,
+    pub(super) task: &'a Task,
     environment: Environment<'a>,
     /// The prefix of each subject that was asked for.
     prefixes: HashMap<Option<String>, Arc<str>>,
@@ -87,11 +88,16 @@ impl<'a> Templates<'a> {
     pub fn new(task: &'a Task) -> Result<Self, EvaluateError> {
         let mut templates = Self { task, environment: environment(), prefixes: HashMap::new() };
         let prompt = &task.prompt;
-        for (name, source) in [("context", prompt.context.as_ref()), ("description", Some(&prompt.description))] {
-            if let Some(source) = source {
-                let added = templates.environment.add_template(name, source);
-                added.map_err(|error| templates.wrong(&format!("`prompt.{name}`"), &error))?;
-            }
+        let context = prompt.context.iter().map(|context| ("context", context));
+        let mut sources: Vec<(&str, &String)> = context.chain([("description", &prompt.description)]).collect();
+        if let Some(generate) = &task.generate {
+            sources.push(("answer", &generate.answer));
+            let program = generate.program.iter();
+            sources.extend(program.flat_map(|p| [("before", &p.before), ("given", &p.given), ("tests", &p.tests)]));
+        }
+        for (name, source) in sources {
+            let added = templates.environment.add_template(name, source);
+            added.map_err(|error| templates.wrong(&format!("`{name}`"), &error))?;
         }
         Ok(templates)
     }
@@ -187,7 +193,7 @@ impl<'a> Templates<'a> {
     }
 
     /// The fields of a record with those the task adds.
-    fn values(&self, row: &Row) -> Result<BTreeMap<String, Value>, EvaluateError> {
+    pub(super) fn values(&self, row: &Row) -> Result<BTreeMap<String, Value>, EvaluateError> {
         let fields = row.record.iter().map(|(name, value)| (name.clone(), from_json(value)));
         let mut values: BTreeMap<String, Value> = fields.collect();
         if let Some(subject) = &row.subject {
@@ -204,7 +210,7 @@ impl<'a> Templates<'a> {
         Ok(values)
     }
 
-    fn evaluate(
+    pub(super) fn evaluate(
         &self,
         expression: &'a str,
         values: &BTreeMap<String, Value>,
@@ -219,12 +225,17 @@ impl<'a> Templates<'a> {
         Ok(value)
     }
 
-    fn render(&self, name: &str, values: BTreeMap<String, Value>, place: &str) -> Result<String, EvaluateError> {
+    pub(super) fn render(
+        &self,
+        name: &str,
+        values: BTreeMap<String, Value>,
+        place: &str,
+    ) -> Result<String, EvaluateError> {
         let rendered = self.environment.get_template(name).and_then(|template| template.render(values));
         rendered.map_err(|error| self.wrong(place, &error))
     }
 
-    fn texts(&self, value: &Value, place: &str) -> Result<Vec<String>, EvaluateError> {
+    pub(super) fn texts(&self, value: &Value, place: &str) -> Result<Vec<String>, EvaluateError> {
         let refused = || self.wrong(place, &Error::new(ErrorKind::InvalidOperation, "is not a list of texts"));
         let values = value.try_iter().map_err(|_| refused())?;
         if value.as_str().is_some() {
@@ -275,6 +286,7 @@ fn environment<'a>() -> Environment<'a> {
     environment.set_unknown_method_callback(model::chat::method);
     environment.set_fuel(Some(FUEL));
     environment.add_function("position", position);
+    environment.add_function("definitions", definitions);
     environment.add_function("clean_wikihow", |text: &str| clean_wikihow(text));
     environment
 }
@@ -283,6 +295,11 @@ fn environment<'a>() -> Environment<'a> {
 fn position(list: Value, wanted: Value) -> Result<usize, Error> {
     let found = list.try_iter()?.position(|value| value == wanted);
     found.ok_or_else(|| Error::new(ErrorKind::InvalidOperation, format!("`{wanted}` is not in {list}")))
+}
+
+fn definitions(code: &str) -> Vec<String> {
+    let names = code.lines().filter_map(|line| line.strip_prefix("def ")?.split_once('('));
+    names.map(|(name, _)| name.trim().to_owned()).collect()
 }
 
 fn clean_wikihow(text: &str) -> String {

@@ -1,0 +1,90 @@
+//! From a record to a text that the model goes on from, and to what judges what it writes.
+//!
+//! ```text
+//! prompt = description + Σ over shots (context + delimiter + answer + separator) + context
+//! ```
+
+use super::{
+    Draw,
+    data::{Row, TaskData},
+    prompt::Templates,
+};
+use crate::{EvaluateError, python_random::PythonRandom, sandbox::Trial, source::sha256};
+
+/// The seed that lm-evaluation-harness draws solved examples with.
+const SEED: u32 = 1234;
+
+/// An item that the model answers by writing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exercise {
+    /// Its id.
+    pub id: String,
+    /// Its subject.
+    pub subject: Option<String>,
+    /// What the model goes on from.
+    pub prompt: String,
+    /// The right answer as the set gives it.
+    pub answer: String,
+    /// Where the model writes a program: its tests, and what stands before it.
+    pub trial: Option<Trial>,
+}
+
+impl Exercise {
+    /// SHA-256 of the prompt and of all that judges the answer.
+    pub fn sha256(&self) -> String {
+        sha256(format!("{:?}", (&self.prompt, &self.answer, &self.trial)))
+    }
+}
+
+/// The solved examples of each of the rows of `data`, in their order; what `--limit` draws changes none of them.
+pub fn shots<'a>(data: &'a TaskData, draw: Draw, count: usize) -> Result<Vec<Vec<&'a Row>>, String> {
+    let mut random = PythonRandom::seed(SEED);
+    let of = |row: &Row| {
+        let solved = data.shots.get(&row.subject).map_or(&[][..], Vec::as_slice);
+        if solved.len() < count {
+            return Err(format!("{count} shots are asked for and there are {} solved examples", solved.len()));
+        }
+        Ok(match draw {
+            Draw::First => solved[..count].iter().collect(),
+            Draw::Random => {
+                random.sample(solved.len() as u32, count).into_iter().map(|at| &solved[at as usize]).collect()
+            }
+        })
+    };
+    data.rows.iter().map(of).collect()
+}
+
+impl Templates<'_> {
+    /// The exercise of `row` after the solved examples `shots`.
+    pub fn exercise(&self, row: &Row, shots: &[&Row]) -> Result<Exercise, EvaluateError> {
+        let (task, id) = (self.task, row.id());
+        let values = self.values(row)?;
+        let render =
+            |name: &str, row: &Row| self.render(name, self.values(row)?, &format!("`{name}` of item {}", row.id()));
+        let mut prompt = render("description", row)?;
+        for shot in shots {
+            let parts = [render("context", shot)?, task.prompt.delimiter.clone(), render("answer", shot)?];
+            prompt.extend(parts);
+            prompt += &task.prompt.separator;
+        }
+        prompt += &render("context", row)?;
+        let program = task.generate.as_ref().and_then(|generate| generate.program.as_ref());
+        let trial = program.map(|program| -> Result<Trial, EvaluateError> {
+            let theirs = match &program.theirs {
+                Some(expression) => {
+                    let place = format!("`generate.program.theirs` of item {id}");
+                    self.texts(&self.evaluate(expression, &values, &place)?, &place)?
+                }
+                None => Vec::new(),
+            };
+            Ok(Trial {
+                solution: render("before", row)?,
+                given: render("given", row)?,
+                theirs,
+                tests: render("tests", row)?,
+            })
+        });
+        let answer = render("answer", row)?;
+        Ok(Exercise { id, subject: row.subject.clone(), prompt, answer, trial: trial.transpose()? })
+    }
+}
