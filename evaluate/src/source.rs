@@ -52,7 +52,7 @@ impl Source {
 
 impl SourceFile {
     fn new(name: &str, documents: Vec<String>) -> Self {
-        Self { name: name.to_owned(), sha256: sha256(&documents.concat()), documents }
+        Self { name: name.to_owned(), sha256: sha256(documents.concat()), documents }
     }
 }
 
