@@ -84,7 +84,8 @@ fn python_or_skip(what: &str) -> Option<String> {
     let python = python();
     if python.is_none() {
         let why = "python3 has no numpy and safetensors; name an interpreter that has in CALIPER_PYTHON";
-        writeln!(std::io::stderr(), "SKIPPED interop of {what}: {why}").unwrap();
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "SKIPPED interop of {what}: {why}").unwrap();
     }
     python
 }

@@ -38,7 +38,8 @@ fn the_gguf_package_reads_what_we_write() {
     let Some(python) = python() else {
         let why = "python3 has no numpy and gguf; name an interpreter that has in CALIPER_PYTHON";
         // Past the test runner's capture: a skipped comparison must be seen.
-        writeln!(std::io::stderr(), "SKIPPED interop_gguf: {why}").unwrap();
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "SKIPPED interop_gguf: {why}").unwrap();
         return;
     };
     let (source, solved) = (Checkpoint::open("demo").unwrap(), BTreeSet::new());

@@ -134,6 +134,7 @@ fn dequantized_weights_are_rounded_once_and_nothing_says_they_were_quantized() {
     }
     let config = json_file(&bench.path("dequantized/config.json"));
     assert!(config.get("quantization_config").is_none() && config["torch_dtype"] == "bfloat16");
+    #[allow(clippy::type_complexity, reason = "said once, here")]
     let types: [(&str, Dtype, fn(f32) -> f32); 3] = [
         ("dequantized:float16", Dtype::F16, |w| f16::from_f32(w).to_f32()),
         ("dequantized:bfloat16", Dtype::BF16, |w| bf16::from_f32(w).to_f32()),
