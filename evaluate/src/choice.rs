@@ -78,9 +78,14 @@ fn normalizer(metric: Metric) -> Option<Lengths> {
         Metric::AccNorm => Some(|item, _, choice| item.pairs[choice].choice.chars().count() as f64),
         Metric::AccBytes => Some(|item, _, choice| item.pairs[choice].choice.len() as f64),
         Metric::AccToken => Some(|_, likelihoods, choice| likelihoods[choice].tokens as f64),
-        Metric::AccGreedy | Metric::Perplexity | Metric::Mc2 => None,
-        // Of texts: a task with choices has none of them.
-        Metric::ExactMatchStrict | Metric::ExactMatchFlexible | Metric::ExactMatchNumeric | Metric::PassAt1 => None,
+        // The last four are of texts, and a task with choices has none of them.
+        Metric::AccGreedy
+        | Metric::Perplexity
+        | Metric::Mc2
+        | Metric::ExactMatchStrict
+        | Metric::ExactMatchFlexible
+        | Metric::ExactMatchNumeric
+        | Metric::PassAt1 => None,
     }
 }
 

@@ -37,7 +37,7 @@ impl Exercise {
 }
 
 /// The solved examples of each of the rows of `data`, in their order; what `--limit` draws changes none of them.
-pub fn shots<'a>(data: &'a TaskData, draw: Draw, count: usize) -> Result<Vec<Vec<&'a Row>>, String> {
+pub fn shots(data: &TaskData, draw: Draw, count: usize) -> Result<Vec<Vec<&Row>>, String> {
     let mut random = PythonRandom::seed(SEED);
     let of = |row: &Row| {
         let solved = data.shots.get(&row.subject).map_or(&[][..], Vec::as_slice);
