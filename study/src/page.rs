@@ -91,7 +91,7 @@ pub fn html(page: &Page) -> Result<String, StudyError> {
     // What the `.html` at its end makes minijinja escape.
     environment.add_template("report.html", include_str!("../templates/report.html")).map_err(failed)?;
     let template = environment.get_template("report.html").map_err(failed)?;
-    template.render(context! { page => Value::from_serialize(page) }).map_err(failed)
+    template.render(context! { page => value(page) }).map_err(failed)
 }
 
 /// `page` as Markdown; its figures are files in `figures/`.
@@ -100,7 +100,25 @@ pub fn markdown(page: &Page) -> Result<String, StudyError> {
     environment.add_filter("cell", |text: String| text.replace('|', "\\|").replace('\n', " "));
     environment.add_template("report.md", include_str!("../templates/report.md")).map_err(failed)?;
     let template = environment.get_template("report.md").map_err(failed)?;
-    template.render(context! { page => Value::from_serialize(page) }).map_err(failed)
+    template.render(context! { page => value(page) }).map_err(failed)
+}
+
+/// `page` for a template.
+fn value(page: &Page) -> Value {
+    from_json(serde_json::to_value(page).expect("a page is plain data"))
+}
+
+fn from_json(json: serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(value) => Value::from(value),
+        serde_json::Value::Number(number) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        serde_json::Value::String(text) => Value::from(text),
+        serde_json::Value::Array(values) => values.into_iter().map(from_json).collect(),
+        serde_json::Value::Object(fields) => {
+            Value::from_pairs(fields.into_iter().map(|(name, value)| (name, from_json(value))))
+        }
+    }
 }
 
 #[allow(clippy::needless_pass_by_value)] // the shape that `map_err` wants
