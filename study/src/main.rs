@@ -148,6 +148,9 @@ fn threads(asked: Option<u16>) -> usize {
 }
 
 fn run(options: &RunOptions, retry: bool) -> anyhow::Result<Exit> {
+    // Before anything is opened: tokenizing is the first to use threads, and would start them itself.
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(threads(options.threads));
+    threads.build_global().context("starting threads")?;
     let opened = Opened::new(&options.study.study)?;
     let mut store = options.study.store();
     let tally = run_opened(&opened, &mut store, options, retry)?;
@@ -158,7 +161,6 @@ fn run(options: &RunOptions, retry: bool) -> anyhow::Result<Exit> {
 fn run_opened(opened: &Opened, store: &mut Store, options: &RunOptions, retry: bool) -> anyhow::Result<Tally> {
     opened.check()?;
     let threads = threads(options.threads);
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("starting threads")?;
     let overlaps = check::overlaps(opened)?;
     let cost = check::estimate(opened, &store.read()?, threads, store.folder())?;
     refuse(&check::beyond_budget(&opened.file.budget, &cost))?;
