@@ -40,7 +40,7 @@ pub struct Mark {
     pub label: String,
     /// Its place on the horizontal axis; lists have none.
     pub x: f64,
-    /// Its place on the vertical axis of a plot, or on the axis of a list, in nats.
+    /// A difference in log-perplexity: its place on the vertical axis of a plot, or on the axis of a list.
     pub estimate: Estimate,
     /// Whether it is to stand out.
     pub strong: bool,
@@ -118,16 +118,15 @@ pub fn forest(marks: &[Mark]) -> Result<String, StudyError> {
         line(area, [(left, bottom), (right, bottom)], INK_COLOR)?;
         for value in ticks(&ends) {
             line(area, [(place(value), bottom), (place(value), bottom + 5)], INK_COLOR)?;
-            write(area, &percent(value), (place(value), bottom + 18), 13, HPos::Center)?;
+            write(area, &tick(value), (place(value), bottom + 18), 13, HPos::Center)?;
         }
         for (row, mark) in marks.iter().enumerate() {
             let y = ROW * row as i32 + ROW / 2 + 4;
             write(area, &mark.label, (left - 12, y), 14, HPos::Right)?;
             let color = SERIES[usize::from(mark.strong)];
-            if let Some([low, high]) = mark.estimate.interval {
-                line(area, [(place(low), y), (place(high), y)], color.stroke_width(2))?;
-            }
-            area.draw(&Circle::new((place(mark.estimate.value), y), 5, color.filled()))?;
+            let [low, high] = spread(&mark.estimate);
+            line(area, [(place(low), y), (place(high), y)], color.stroke_width(2))?;
+            area.draw(&Circle::new((place(change(mark.estimate.value)), y), 5, color.filled()))?;
         }
         Ok(())
     })
@@ -149,19 +148,18 @@ pub fn scatter(marks: &[Mark], across: &str, up: &str) -> Result<String, StudyEr
             .x_desc(across)
             .y_desc(up)
             .x_label_formatter(&|x| format!("{x:.1}"))
-            .y_label_formatter(&|y| percent(*y))
+            .y_label_formatter(&|y| tick((y * 1e6).round() / 1e6))
             .draw()?;
         let mut front: Vec<&Mark> = marks.iter().filter(|mark| mark.strong).collect();
         front.sort_by(|a, b| a.x.total_cmp(&b.x));
-        let path: Vec<_> = front.iter().map(|mark| (mark.x, mark.estimate.value)).collect();
+        let path: Vec<_> = front.iter().map(|mark| (mark.x, change(mark.estimate.value))).collect();
         chart.draw_series([PathElement::new(path, SERIES[0].mix(0.6).stroke_width(2))])?;
         for mark in marks {
             let color = SERIES[usize::from(!mark.strong)];
-            if let Some([low, high]) = mark.estimate.interval {
-                chart.draw_series([PathElement::new(vec![(mark.x, low), (mark.x, high)], color.stroke_width(1))])?;
-            }
+            let [low, high] = spread(&mark.estimate);
+            chart.draw_series([PathElement::new(vec![(mark.x, low), (mark.x, high)], color.stroke_width(1))])?;
             let fill = if mark.strong { color.filled() } else { color.stroke_width(2) };
-            let place = (mark.x, mark.estimate.value);
+            let place = (mark.x, change(mark.estimate.value));
             chart.draw_series([Circle::new(place, 5, fill)])?;
             let label = Text::new(mark.label.clone(), (9, -10), style(13, HPos::Left));
             chart.draw_series([EmptyElement::at(place) + label])?;
@@ -194,18 +192,18 @@ pub fn lines(lines: &[(String, Vec<(f64, Estimate)>)], across: &str, up: &str) -
             .x_labels(0)
             .x_desc(across)
             .y_desc(up)
-            .y_label_formatter(&|y| percent(*y))
+            .y_label_formatter(&|y| tick((y * 1e6).round() / 1e6))
             .draw()?;
         for level in &levels {
             let label = Text::new(level.to_string(), (0, 14), style(14, HPos::Center));
             chart.plotting_area().draw(&(EmptyElement::at((level.log2(), y.start)) + label))?;
         }
         for ((name, points), (color, row)) in shown.iter().zip(SERIES.iter().zip(0..)) {
-            let path: Vec<_> = points.iter().map(|(x, estimate)| (x.log2(), estimate.value)).collect();
+            let path: Vec<_> = points.iter().map(|(x, estimate)| (x.log2(), change(estimate.value))).collect();
             chart.draw_series([PathElement::new(path.clone(), color.stroke_width(2))])?;
             chart.draw_series(path.into_iter().map(|place| Circle::new(place, 4, color.filled())))?;
             for (x, estimate) in points {
-                let Some([low, high]) = estimate.interval else { continue };
+                let [low, high] = spread(estimate);
                 let ends = vec![(x.log2(), low), (x.log2(), high)];
                 chart.draw_series([PathElement::new(ends, color.stroke_width(1))])?;
             }
@@ -224,8 +222,19 @@ pub fn lines_shown() -> usize {
     SERIES.len()
 }
 
+/// A difference in log-perplexity as axes have it: a change of perplexity in per cent.
+fn change(value: f64) -> f64 {
+    100.0 * value.exp_m1()
+}
+
+fn tick(percent: f64) -> String {
+    // Nothing has no sign, not even a negative nothing.
+    let percent = percent + 0.0;
+    format!("{percent:+} %").replace('-', "\u{2212}").replace("+0 %", "0 %")
+}
+
 fn spread(estimate: &Estimate) -> [f64; 2] {
-    estimate.interval.unwrap_or([estimate.value; 2])
+    estimate.interval.unwrap_or([estimate.value; 2]).map(change)
 }
 
 /// From the least to the largest of `values` with some room, and never empty.
@@ -247,7 +256,8 @@ fn ticks(ends: &Range<f64>) -> Vec<f64> {
         [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= rough).unwrap_or(rough);
     let first = (ends.start / step).ceil() as i64;
     let last = (ends.end / step).floor() as i64;
-    (first..=last).map(|index| index as f64 * step).collect()
+    // Rounded where a multiple of a decimal step is not exact.
+    (first..=last).map(|index| (index as f64 * step * 1e6).round() / 1e6).collect()
 }
 
 #[cfg(test)]

@@ -78,9 +78,16 @@ impl<'a> Results<'a> {
         self.baseline_lines.len() + self.groups.iter().map(|group| group.lines.len()).sum::<usize>()
     }
 
-    /// The evaluations, in the order of the plan.
+    /// The evaluations, in the order of the calibration sets of their domains, so that a matrix has its diagonal.
     pub fn evaluations(&self) -> Vec<&'a str> {
-        distinct(self.plan.cells.iter().map(|cell| cell.evaluation.as_str()))
+        let sets = self.levels("calibration");
+        let place = |evaluation: &&str| {
+            let domain = self.plan.domains.get(*evaluation);
+            sets.iter().position(|set| Some(set) == domain).unwrap_or(sets.len())
+        };
+        let mut evaluations = distinct(self.plan.cells.iter().map(|cell| cell.evaluation.as_str()));
+        evaluations.sort_by_key(place);
+        evaluations
     }
 
     /// The models, in the order of the plan.
