@@ -6,3 +6,4 @@ bin=$(dirname "$0")/../${CARGO_TARGET_DIR:-target}/release
 printf '# Command line\n\nMade by `bash docs/cli.sh > docs/cli.md`; a check says when it is stale.\n\n'
 "$bin/quantize" generate markdown
 "$bin/evaluate" generate markdown
+"$bin/study" generate markdown

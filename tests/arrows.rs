@@ -9,6 +9,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("calibration", &["kernels", "model"]),
     ("quantize", &["calibration", "console", "kernels", "model"]),
     ("evaluate", &["console", "kernels", "model"]),
+    ("study", &["calibration", "console", "evaluate", "model", "quantize"]),
     ("console", &[]),
 ];
 

@@ -10,6 +10,7 @@ mod draw;
 pub mod driver;
 pub mod error;
 pub mod manifest;
+pub mod overlap;
 mod pass;
 pub mod statistics;
 pub mod statistics_file;

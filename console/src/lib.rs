@@ -11,5 +11,5 @@ pub mod progress;
 pub mod table;
 
 pub use exit::{Exit, run};
-pub use progress::Progress;
+pub use progress::{Progress, Silence};
 pub use table::Table;

@@ -2,10 +2,33 @@
 
 use crate::machine;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 /// Seconds between two plain lines.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// How many [`Silence`]s there are.
+static SILENCES: AtomicUsize = AtomicUsize::new(0);
+
+/// While it lives, progress that begins is not shown: for work that tells its own, made of pieces that would tell theirs.
+pub struct Silence(());
+
+impl Silence {
+    /// From now on.
+    pub fn begin() -> Self {
+        SILENCES.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        SILENCES.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// One long piece of work of a known number of steps.
 pub struct Progress {
@@ -20,12 +43,22 @@ pub struct Progress {
 impl Progress {
     /// `steps` steps of `title`, of which `done` were done in an earlier run (they don't count for the time left).
     pub fn new(title: &str, steps: u64, done: u64) -> Self {
-        let bar = ProgressBar::new(steps).with_position(done);
+        let silent = SILENCES.load(Ordering::Relaxed) > 0;
+        let bar = if silent { ProgressBar::hidden() } else { ProgressBar::new(steps) };
+        bar.set_length(steps);
+        bar.set_position(done);
         let template = "{prefix} {wide_bar} {pos}/{len} {msg} {eta} left";
         bar.set_style(ProgressStyle::with_template(template).expect("a fixed template"));
         bar.set_prefix(title.to_owned());
         let now = Instant::now();
-        Self { plain: bar.is_hidden(), bar, title: title.to_owned(), started: now, last_line: now, first_step: done }
+        Self {
+            plain: bar.is_hidden() && !silent,
+            bar,
+            title: title.to_owned(),
+            started: now,
+            last_line: now,
+            first_step: done,
+        }
     }
 
     /// One step is done; `message` says where the work is.

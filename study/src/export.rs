@@ -1,0 +1,122 @@
+//! The measured cells of a study as one flat table.
+
+use crate::{
+    StudyError,
+    plan::{Plan, PlannedCell},
+    settings::AXES,
+    store::{Contents, Line},
+};
+use serde_json::{Map, Value, json};
+
+/// Every column, in order; see the README of this crate for what they hold.
+pub const COLUMNS: [&str; 37] = [
+    "cell",
+    "configuration",
+    "model",
+    "method",
+    "bits",
+    "group_size",
+    "symmetric",
+    "act_order",
+    "scale_search",
+    "damping",
+    "inputs",
+    "sequence",
+    "lm_head",
+    "calibration",
+    "samples",
+    "sequence_length",
+    "seed",
+    "evaluation",
+    "protocol",
+    "own_domain",
+    "perplexity",
+    "standard_error",
+    "log_perplexity",
+    "baseline_perplexity",
+    "ratio",
+    "log_ratio",
+    "bits_per_byte",
+    "tokens_scored",
+    "windows",
+    "bits_per_weight",
+    "bits_per_weight_all",
+    "bytes",
+    "error",
+    "error_round_to_nearest",
+    "seconds_quantizing",
+    "seconds_measuring",
+    "tool",
+];
+
+/// A row for each measured cell, in the order of the plan; what does not apply is null.
+pub fn rows(plan: &Plan, contents: &Contents) -> Vec<Map<String, Value>> {
+    plan.cells.iter().filter_map(|cell| Some(row(plan, contents, cell, contents.measured(&cell.cell)?))).collect()
+}
+
+fn row(plan: &Plan, contents: &Contents, cell: &PlannedCell, line: &Line) -> Map<String, Value> {
+    let of_model = |other: &&PlannedCell| {
+        other.settings.is_none() && other.model == cell.model && other.evaluation == cell.evaluation
+    };
+    let baseline = plan.cells.iter().find(of_model).and_then(|cell| contents.measured(&cell.cell)?.measured.as_ref());
+    let measured = line.measured.as_ref();
+    let set = cell.settings.as_ref().and_then(|settings| settings.calibration.as_ref());
+    let mut row: Map<String, Value> = COLUMNS.iter().map(|column| ((*column).to_owned(), Value::Null)).collect();
+    if let Ok(Value::Object(settings)) = serde_json::to_value(&cell.settings) {
+        row.extend(settings.into_iter().filter(|(name, _)| AXES.contains(&name.as_str())));
+    }
+    let own = set.map(|set| plan.domains.get(&cell.evaluation) == Some(set));
+    let log_ratio = measured.zip(baseline).map(|(ours, base)| ours.log_perplexity - base.log_perplexity);
+    let quantized = line.quantized.as_ref();
+    let values = json!({
+        "cell": cell.cell,
+        "configuration": cell.configuration,
+        "model": cell.model,
+        "evaluation": cell.evaluation,
+        "protocol": line.text.protocol,
+        "own_domain": own,
+        "perplexity": measured.map(|measured| measured.perplexity),
+        "standard_error": measured.and_then(|measured| measured.standard_error),
+        "log_perplexity": measured.map(|measured| measured.log_perplexity),
+        "baseline_perplexity": baseline.map(|baseline| baseline.perplexity),
+        "ratio": log_ratio.map(f64::exp),
+        "log_ratio": log_ratio,
+        "bits_per_byte": measured.and_then(|measured| measured.bits_per_byte),
+        "tokens_scored": measured.map(|measured| measured.tokens_scored),
+        "windows": measured.map(|measured| measured.windows),
+        "bits_per_weight": quantized.and_then(|quantized| quantized.bits_per_weight),
+        "bits_per_weight_all": quantized.map(|quantized| quantized.bits_per_weight_all),
+        "bytes": quantized.map(|quantized| quantized.bytes),
+        "error": quantized.and_then(|quantized| quantized.error),
+        "error_round_to_nearest": quantized.and_then(|quantized| quantized.error_round_to_nearest),
+        "seconds_quantizing": quantized.map(|quantized| quantized.seconds),
+        "seconds_measuring": measured.map(|measured| measured.seconds),
+        "tool": line.tool,
+    });
+    if let Value::Object(values) = values {
+        row.extend(values);
+    }
+    row
+}
+
+/// One JSON object a line.
+pub fn jsonl(rows: &[Map<String, Value>]) -> String {
+    rows.iter().map(|row| Value::Object(row.clone()).to_string() + "\n").collect()
+}
+
+/// A heading and a line for each row; null is empty.
+pub fn csv(rows: &[Map<String, Value>]) -> Result<String, StudyError> {
+    let failed = |error: &dyn std::fmt::Display| StudyError::Report(error.to_string());
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(COLUMNS).map_err(|error| failed(&error))?;
+    for row in rows {
+        let fields = COLUMNS.iter().map(|column| match &row[*column] {
+            Value::Null => String::new(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        });
+        writer.write_record(fields).map_err(|error| failed(&error))?;
+    }
+    let bytes = writer.into_inner().map_err(|error| failed(&error))?;
+    String::from_utf8(bytes).map_err(|error| failed(&error))
+}

@@ -1,0 +1,125 @@
+//! The store's lines in the order of the plan, replicates put together.
+
+use crate::{
+    plan::Plan,
+    settings::Settings,
+    statistics::{Effect, Series, effect},
+    store::{Contents, Line},
+};
+use std::collections::BTreeMap;
+
+/// A configuration: what its seeds came to.
+pub struct Group<'a> {
+    /// Its settings, without a seed.
+    pub settings: Settings,
+    /// Its blocks, by evaluation.
+    pub series: BTreeMap<&'a str, Series<'a>>,
+    /// Its lines.
+    pub lines: Vec<&'a Line>,
+}
+
+/// The measured cells of a study.
+pub struct Results<'a> {
+    /// What was planned.
+    pub plan: &'a Plan,
+    /// Configurations, in the order of the plan.
+    pub groups: Vec<Group<'a>>,
+    /// Unquantized models, by model and evaluation.
+    pub baselines: BTreeMap<(&'a str, &'a str), Series<'a>>,
+    /// Their lines.
+    pub baseline_lines: Vec<&'a Line>,
+    /// Lines of cells that failed.
+    pub failures: Vec<&'a Line>,
+}
+
+impl<'a> Results<'a> {
+    /// What `contents` holds of `plan`. Names are the plan's: a line may have been computed under others.
+    pub fn new(plan: &'a Plan, contents: &'a Contents) -> Self {
+        let mut results = Self {
+            plan,
+            groups: Vec::new(),
+            baselines: BTreeMap::new(),
+            baseline_lines: Vec::new(),
+            failures: Vec::new(),
+        };
+        for cell in &plan.cells {
+            results.failures.extend(contents.failed(&cell.cell));
+            let Some(line) = contents.measured(&cell.cell) else { continue };
+            let (model, evaluation) = (cell.model.as_str(), cell.evaluation.as_str());
+            let seed = cell.settings.as_ref().and_then(|settings| settings.seed);
+            let series = match &cell.settings {
+                None => {
+                    results.baseline_lines.push(line);
+                    results.baselines.entry((model, evaluation)).or_default()
+                }
+                Some(settings) => {
+                    let group = results.group(settings.without_seed());
+                    group.lines.push(line);
+                    group.series.entry(evaluation).or_default()
+                }
+            };
+            series.seeds.push((seed, &line.blocks));
+            series.run = line.text.bootstrap_run;
+        }
+        results
+    }
+
+    fn group(&mut self, settings: Settings) -> &mut Group<'a> {
+        let known = self.groups.iter().position(|group| group.settings == settings);
+        let index = known.unwrap_or_else(|| {
+            self.groups.push(Group { settings, series: BTreeMap::new(), lines: Vec::new() });
+            self.groups.len() - 1
+        });
+        &mut self.groups[index]
+    }
+
+    /// How many cells were measured.
+    pub fn measured(&self) -> usize {
+        self.baseline_lines.len() + self.groups.iter().map(|group| group.lines.len()).sum::<usize>()
+    }
+
+    /// The evaluations, in the order of the calibration sets of their domains, so that a matrix has its diagonal.
+    pub fn evaluations(&self) -> Vec<&'a str> {
+        let sets = self.levels("calibration");
+        let place = |evaluation: &&str| {
+            let domain = self.plan.domains.get(*evaluation);
+            sets.iter().position(|set| Some(set) == domain).unwrap_or(sets.len())
+        };
+        let mut evaluations = distinct(self.plan.cells.iter().map(|cell| cell.evaluation.as_str()));
+        evaluations.sort_by_key(place);
+        evaluations
+    }
+
+    /// The models, in the order of the plan.
+    pub fn models(&self) -> Vec<&'a str> {
+        distinct(self.plan.cells.iter().map(|cell| cell.model.as_str()))
+    }
+
+    /// The levels of `axis`, in the order of the plan.
+    pub fn levels(&self, axis: &str) -> Vec<String> {
+        let settings = self.plan.cells.iter().filter_map(|cell| cell.settings.as_ref());
+        distinct(settings.filter_map(|settings| settings.level(axis)))
+    }
+
+    /// Log-perplexity of `group` minus that of its unquantized model, on `evaluation`.
+    pub fn loss(&self, group: &Group<'_>, evaluation: &str) -> Option<Effect> {
+        let baseline = self.baselines.get(&(group.settings.model.as_str(), evaluation))?;
+        effect(&[(1.0, group.series.get(evaluation)?), (-1.0, baseline)], evaluation)
+    }
+
+    /// The same, averaged over all evaluations; none where one is missing.
+    pub fn mean_loss(&self, group: &Group<'_>) -> Option<Effect> {
+        let losses = self.evaluations().into_iter().map(|evaluation| self.loss(group, evaluation));
+        Effect::average(&losses.collect::<Option<Vec<_>>>()?)
+    }
+}
+
+/// Each value once, in the order of first appearance.
+pub fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    values.fold(Vec::new(), |mut distinct, value| {
+        if !distinct.contains(&value) {
+            distinct.push(value);
+        }
+        distinct
+    })
+}

@@ -1,0 +1,268 @@
+//! The command as people and scripts meet it, on the embedded demo model.
+
+#![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
+
+use assert_cmd::Command;
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+};
+use tempfile::TempDir;
+
+/// Rounding at two widths and GPTQ with two seeds, on two short texts: nine configurations' worth in seconds.
+const SMALL: &str = r#"
+name = "small"
+question = "Does anything work?"
+
+[settings]
+model = "demo"
+method = ["rtn", "gptq"]
+bits = 2
+group-size = [64, -1]
+symmetric = false
+calibration = ["prose", "code"]
+seed = [0, 1]
+
+[[exclude]]
+method = "gptq"
+group-size = -1
+
+[calibration.prose]
+sources = ["demo:prose"]
+samples = 4
+sequence-length = 64
+
+[calibration.code]
+sources = ["demo:code"]
+samples = 4
+sequence-length = 64
+
+[evaluation.prose]
+text = "demo:prose-heldout"
+protocol = "hf-disjoint"
+window = 64
+max-tokens = 640
+
+[evaluation.code]
+text = "demo:code-heldout"
+protocol = "hf-disjoint"
+window = 64
+max-tokens = 640
+"#;
+
+struct Bench {
+    folder: TempDir,
+}
+
+impl Bench {
+    fn new(study: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("study.toml"), study).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn study(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::cargo_bin("study").unwrap();
+        command.current_dir(self.folder.path()).args(arguments).env_remove("CALIPER_LOG").output().unwrap()
+    }
+
+    fn succeed(&self, arguments: &[&str]) -> (String, String) {
+        let output = self.study(arguments);
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
+        (out, err)
+    }
+
+    fn fail(&self, arguments: &[&str]) -> String {
+        let output = self.study(arguments);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+        text(&output.stderr)
+    }
+
+    /// Rewrites the study.
+    fn change(&self, from: &str, to: &str) {
+        let path = self.path("study.toml");
+        let study = fs::read_to_string(&path).unwrap();
+        assert!(study.contains(from));
+        fs::write(path, study.replace(from, to)).unwrap();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn lines(folder: &Path) -> Vec<Value> {
+    let mut lines = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "jsonl") {
+            lines.extend(fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()));
+        }
+    }
+    lines
+}
+
+#[test]
+fn help_is_a_document() {
+    insta::assert_snapshot!(text(&Bench::new("").study(&["--help"]).stdout));
+}
+
+#[test]
+fn a_study_is_checked_run_once_reported_and_exported() {
+    let bench = Bench::new(SMALL);
+    let (checked, _) = bench.succeed(&["check"]);
+    // Twelve of sixteen combinations are left; rounding has one for each group size.
+    assert!(checked.contains("configurations: 6 (of 16 combinations, 4 excluded"), "{checked}");
+    assert!(checked.contains("cells: 14, on 2 texts") && checked.contains("0.00 %"), "{checked}");
+    assert!(checked.contains("needs time: about"), "{checked}");
+
+    let (ran, told) = bench.succeed(&["run"]);
+    assert!(ran.contains("measured 14 cells, 0 were there already, 0 failed"), "{ran}");
+    assert!(
+        told.contains("[7/7] gptq, groups of 64, calibrated on code, seed 1") && told.contains("prose x "),
+        "{told}"
+    );
+    assert!(!told.contains("quantizing"), "{told}");
+    let results = bench.path("study.results");
+    assert_eq!(lines(&results).len(), 14);
+    assert!(!results.join("work").exists() && !results.join("checkpoints").exists());
+    let (again, _) = bench.succeed(&["run"]);
+    assert!(again.contains("measured 0 cells, 14 were there already"), "{again}");
+    assert!(bench.succeed(&["status"]).0.contains("14 of 14 cells measured, 0 failed, 0 open"));
+
+    let (answer, _) = bench.succeed(&["report"]);
+    assert!(answer.contains("calibrating on another domain than the text's own changes perplexity by"), "{answer}");
+    let html = fs::read_to_string(results.join("report.html")).unwrap();
+    for part in ["<svg", "<caption>", "prefers-color-scheme: dark", "What these data can", "SHA-256 of what went in"] {
+        assert!(html.contains(part), "{part}");
+    }
+    assert!(!html.contains("NaN") && !html.contains("https://"), "{html}");
+    let markdown = fs::read_to_string(results.join("report.md")).unwrap();
+    for figure in markdown.split("(figures/").skip(1) {
+        let name = figure.split(')').next().unwrap();
+        assert!(results.join("figures").join(name).is_file(), "{name}");
+    }
+
+    let (csv, _) = bench.succeed(&["export"]);
+    assert_eq!(csv.lines().count(), 15);
+    assert!(csv.starts_with("cell,configuration,model,method,bits,"), "{csv}");
+    let (jsonl, _) = bench.succeed(&["export", "--format", "jsonl"]);
+    let rows: Vec<Value> = jsonl.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ratio = |row: &Value| row["ratio"].as_f64().unwrap();
+    assert!(rows.iter().filter(|row| row["method"].is_null()).all(|row| ratio(row) == 1.0));
+    assert!(rows.iter().filter(|row| row["method"] == "rtn").all(|row| ratio(row) > 1.0 && row["seed"].is_null()));
+}
+
+#[test]
+fn a_changed_study_computes_only_what_is_new() {
+    let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\""));
+    assert!(bench.succeed(&["run"]).0.contains("measured 6 cells"));
+    bench.change("bits = 2", "bits = [2, 3]");
+    assert!(bench.succeed(&["status"]).0.contains("has changed since it was run"));
+    bench.change("[calibration.prose]", "[calibration.novel]");
+    bench.change("calibration = [\"prose\", \"code\"]", "calibration = [\"novel\", \"code\"]");
+    let (ran, _) = bench.succeed(&["run"]);
+    assert!(ran.contains("measured 4 cells, 6 were there already"), "{ran}");
+}
+
+#[test]
+fn parts_together_are_the_whole() {
+    let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\""));
+    assert!(bench.succeed(&["run", "--part", "1/2"]).0.contains("measured 4 cells"));
+    assert!(bench.succeed(&["status"]).0.contains("4 of 6 cells measured, 0 failed, 2 open"));
+    assert!(bench.succeed(&["report"]).0.contains("Only 4 of 6 cells are measured"));
+    assert!(bench.succeed(&["run", "--part", "2/2"]).0.contains("measured 2 cells"));
+    assert!(bench.succeed(&["run"]).0.contains("measured 0 cells, 6 were there already"));
+}
+
+#[test]
+fn checkpoints_are_kept_where_asked_and_serve_another_text() {
+    let study = SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\"").replace("question =", "keep = true\nquestion =");
+    let bench = Bench::new(&study);
+    bench.succeed(&["run"]);
+    let kept: Vec<_> = fs::read_dir(bench.path("study.results/checkpoints")).unwrap().collect();
+    assert_eq!(kept.len(), 2);
+    bench.change("max-tokens = 640", "max-tokens = 512");
+    let (ran, _) = bench.succeed(&["run"]);
+    assert!(ran.contains("measured 6 cells, 0 were there already"), "{ran}");
+}
+
+#[test]
+fn a_failed_cell_keeps_its_error_and_is_retried_alone() {
+    let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\""));
+    // A file where the work folder is to be: every quantization fails, the unquantized model does not need it.
+    fs::create_dir(bench.path("study.results")).unwrap();
+    fs::write(bench.path("study.results/work"), "in the way").unwrap();
+    let error = bench.fail(&["run"]);
+    assert!(error.contains("4 cells failed") && error.contains("study retry"), "{error}");
+    let output = bench.study(&["status"]);
+    let status = text(&output.stdout);
+    assert!(status.contains("2 of 6 cells measured, 4 failed, 0 open") && status.contains("failed: "), "{status}");
+    assert!(bench.fail(&["run"]).contains("4 cells failed"), "what failed is not tried again by itself");
+    fs::remove_file(bench.path("study.results/work")).unwrap();
+    let (retried, _) = bench.succeed(&["retry"]);
+    assert!(retried.contains("measured 4 cells, 2 were there already, 0 failed"), "{retried}");
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_at_once() {
+    let bench = Bench::new(SMALL);
+    bench.change("demo:prose-heldout", "missing.txt");
+    bench.change("samples = 4", "samples = 4000");
+    bench.change("group-size = [64, -1]", "group-size = [64, 3]");
+    bench.change("bits = 2", "bits = [2, 5]");
+    let error = bench.fail(&["check"]);
+    for part in [
+        "evaluation.prose",
+        "missing.txt",
+        "calibration.prose",
+        "calibration.code",
+        "not enough calibration text",
+        "5 bits",
+        "groups of 3",
+    ] {
+        assert!(error.contains(part), "{part} is not in {error}");
+    }
+}
+
+#[test]
+fn text_in_common_and_seeds_that_change_nothing_are_warned_of() {
+    let bench = Bench::new(SMALL);
+    bench.change("demo:prose-heldout", "demo:prose");
+    bench.change("sequence-length = 64", "sequence-length = 64\npacking = \"consecutive\"");
+    let (checked, _) = bench.succeed(&["check"]);
+    assert!(checked.contains("100.0 % of the 13-grams of evaluation.prose are also in calibration.prose"), "{checked}");
+    assert!(checked.contains("cut the same windows and count once"), "{checked}");
+}
+
+#[test]
+fn a_study_beyond_its_budget_is_not_run() {
+    let bench = Bench::new(&format!("{SMALL}\n[budget]\ncells = 3\n"));
+    let error = bench.fail(&["run"]);
+    assert!(error.contains("14 cells are more than budget.cells = 3"), "{error}");
+    assert!(!bench.path("study.results").exists());
+}
+
+#[test]
+fn init_writes_a_study_that_checks_and_never_overwrites() {
+    let bench = Bench::new("");
+    bench.succeed(&["init", "new.toml", "--template", "methods"]);
+    assert!(bench.succeed(&["check", "new.toml"]).0.contains("methods: How much better"));
+    assert!(bench.fail(&["init", "new.toml"]).contains("is there already"));
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_the_reason() {
+    let bench = Bench::new("name = 'n'\nquestion = 'q'\n[settings]\nbitz = 4\n");
+    let error = bench.fail(&["check"]);
+    assert!(error.contains("study.toml is no study") && error.contains("unknown field `bitz`"), "{error}");
+    assert!(bench.fail(&["report"]).contains("holds no results of this study"));
+    assert!(bench.fail(&["check", "none.toml"]).contains("none.toml: No such file"));
+}
