@@ -270,7 +270,9 @@ pub fn curves(results: &Results<'_>) -> Vec<Curve> {
                 None => lines.push((label, vec![point])),
             }
         }
-        lines.iter_mut().for_each(|(_, points)| points.sort_by(|a, b| a.0.total_cmp(&b.0)));
+        for (_, points) in &mut lines {
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        }
         lines.retain(|(_, points)| points.len() > 1);
         Curve { axis, lines }
     };

@@ -164,7 +164,9 @@ fn run_opened(opened: &Opened, store: &mut Store, options: &RunOptions, retry: b
     let overlaps = check::overlaps(opened)?;
     let cost = check::estimate(opened, &store.read()?, threads, store.folder())?;
     refuse(&check::beyond_budget(&opened.file.budget, &cost))?;
-    warnings(opened, &overlaps).iter().for_each(|warning| say(&format!("warning: {warning}")));
+    for warning in &warnings(opened, &overlaps) {
+        say(&format!("warning: {warning}"));
+    }
     say(&format!(
         "{}: {} cells, {} done, {} to do in about {}",
         opened.file.name,

@@ -103,7 +103,7 @@ impl Plan {
 
     /// The settings that differ between cells, in the order of [`AXES`].
     pub fn varying(&self) -> Vec<&'static str> {
-        varying(self.cells.iter().filter_map(|cell| cell.settings.as_ref()))
+        varying(&self.cells.iter().filter_map(|cell| cell.settings.as_ref()))
     }
 
     /// The settings that are the same in all cells, with their value.
@@ -119,7 +119,7 @@ impl Plan {
 
 /// The axes on which `settings` have more than one level. The length of a calibration set counts only where one set is
 /// cut to several: between sets it is part of what the set is.
-pub fn varying<'a>(settings: impl Iterator<Item = &'a Settings> + Clone) -> Vec<&'static str> {
+pub fn varying<'a>(settings: &(impl Iterator<Item = &'a Settings> + Clone)) -> Vec<&'static str> {
     let differs = |axis: &&&'static str| {
         let mut levels: BTreeMap<Option<String>, BTreeSet<String>> = BTreeMap::new();
         for settings in settings.clone() {

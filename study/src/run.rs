@@ -66,7 +66,7 @@ pub fn run(opened: &Opened, store: &mut Store, wishes: Wishes, say: &mut dyn FnM
     }
     let open = units.into_iter().map(|unit| (unit, open_cells(unit, &contents, wishes.retry)));
     let open: Vec<(&Unit, Vec<&Cell>)> = open.filter(|(_, cells)| !cells.is_empty()).collect();
-    let axes = varying(opened.units.iter().filter_map(|unit| unit.settings.as_ref()));
+    let axes = varying(&opened.units.iter().filter_map(|unit| unit.settings.as_ref()));
     let (started, total) = (Instant::now(), open.len());
     for (number, (unit, cells)) in open.into_iter().enumerate() {
         say(&format!("[{}/{total}] {}", number + 1, label(unit, &axes)));

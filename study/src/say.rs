@@ -79,12 +79,12 @@ fn best(ranking: &Ranking) -> String {
         .collect();
     let mut text = format!("On average over everything else, {} does best", name(&ranking.best));
     if !worse.is_empty() {
-        text += &format!("; against it: {}", worse.join(", "));
+        text.extend(["; against it: ", &worse.join(", ")]);
     }
     if !equal.is_empty() {
         let equal: Vec<String> =
             equal.iter().map(|other| format!("{} ({})", name(&other.level), interval(&other.estimate))).collect();
-        text += &format!("; not told apart from it: {}", equal.join(", "));
+        text.extend(["; not told apart from it: ", &equal.join(", ")]);
     }
     text + "."
 }

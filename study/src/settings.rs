@@ -90,7 +90,7 @@ pub fn combinations(file: &StudyFile) -> Result<Combinations, StudyError> {
     let excluded: Vec<Map<String, Value>> = file.exclude.iter().map(levels).collect();
     let mut found = Combinations { distinct: Vec::new(), crossed: 0, excluded: 0 };
     for grid in grids {
-        for combination in cross(&with_defaults(grid, file)) {
+        for combination in cross(&with_defaults(&grid, file)) {
             found.crossed += 1;
             if excluded.iter().any(|excluded| is_among(&combination, excluded)) {
                 found.excluded += 1;
@@ -121,7 +121,7 @@ fn laid_over(base: &Map<String, Value>, over: &Map<String, Value>) -> Map<String
 }
 
 /// Every axis, those not given at their default; an axis without a value at `null`.
-fn with_defaults(given: Map<String, Value>, file: &StudyFile) -> Map<String, Value> {
+fn with_defaults(given: &Map<String, Value>, file: &StudyFile) -> Map<String, Value> {
     let sets: Vec<&String> = file.calibration.keys().collect();
     let defaults = json!({
         "method": ["gptq"], "bits": [4], "group_size": [128], "symmetric": [true], "act_order": ["static"],
@@ -223,6 +223,7 @@ impl Settings {
     }
 
     /// These settings with no seed: what replicates share.
+    #[must_use]
     pub fn without_seed(&self) -> Self {
         Self { seed: None, ..self.clone() }
     }
