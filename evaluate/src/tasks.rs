@@ -47,7 +47,7 @@ enum Questions {
     /// The model chooses.
     Choices(Vec<Item>),
     /// The model writes; programs are run in the sandbox.
-    Exercises(Generate, Vec<Exercise>, Option<Box<Sandbox>>),
+    Exercises(Box<Generate>, Vec<Exercise>, Option<Sandbox>),
 }
 
 impl Questions {
@@ -117,14 +117,14 @@ fn questions(
     let exercises = exercises.collect::<Result<Vec<_>, _>>()?;
     let sandbox = match &generate.program {
         None => None,
-        Some(_) if measure.allow_code_execution => Some(Box::new(Sandbox::find(Limits::default())?)),
+        Some(_) if measure.allow_code_execution => Some(Sandbox::find(Limits::default())?),
         Some(_) => anyhow::bail!(
             "{} runs programs that the model writes: `--allow-code-execution` allows it, in a sandbox without network \
              and without your files",
             task.name
         ),
     };
-    Ok(Questions::Exercises(generate.clone(), exercises, sandbox))
+    Ok(Questions::Exercises(Box::new(generate.clone()), exercises, sandbox))
 }
 
 /// Which of `count` items are taken: all, or `limit` drawn without replacement, in their order.
@@ -238,7 +238,7 @@ fn side(
             let mut progress = Progress::new(&title(checkpoint, &prepared.task), prompts.len() as u64, 0);
             let responses = generation::write(checkpoint, generate, prompts, &mut || progress.step("written"))?;
             progress.finish();
-            generation::judge(&prepared.task, generate, exercises, responses, sandbox.as_deref())?
+            generation::judge(&prepared.task, generate, exercises, responses, sandbox.as_ref())?
         }
         _ => unreachable!("requests are made from the questions they stand beside"),
     };
