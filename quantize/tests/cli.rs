@@ -391,7 +391,7 @@ fn one_solve_writes_every_format_with_the_same_weights() {
 #[test]
 fn other_formats_are_another_run_and_several_lie_side_by_side() {
     let bench = Bench::new(&Toy { blocks: 12 });
-    kill_after(&bench, 1, "other");
+    kill_after(&bench, LONG, 1, "other");
     let arguments = format!("{LONG} --format awq,dequantized");
     let refused = bench.fail(&arguments, "other");
     assert!(refused.contains("settings.formats"), "{refused}");
