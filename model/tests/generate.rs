@@ -2,14 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
 
-mod support;
+#[path = "support/small_model.rs"]
+mod small_model;
 
 use model::{
     Checkpoint,
     generate::{Ending, Generated, Generator, Request},
 };
 use serde_json::{Value, json};
-use support::small_model::{SmallModel, config};
+use small_model::{SmallModel, config};
 
 fn slow(checkpoint: &Checkpoint, request: &Request) -> Generated {
     let head = checkpoint.head().unwrap();
