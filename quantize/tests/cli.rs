@@ -121,7 +121,7 @@ fn every_method_order_width_and_zero_point_is_proven() {
         "--bits 4 --sequence block",
         "--method awq --bits 4 --asymmetric",
         "--method awq --bits 2 --group-size -1 --sequence block --awq-scale output,down",
-        "--method awq+gptq --bits 3 --act-order desc --asymmetric --zero-points v2",
+        "--method awq+gptq --bits 3 --act-order desc --asymmetric --format gptq_v2",
         "--method awq+gptq --bits 8 --inputs original --awq-steps 5 --awq-no-clip",
     ];
     for setting in settings {
