@@ -340,3 +340,85 @@ fn what_is_wrong_with_a_task_is_said_in_a_sentence() {
         .collect();
     insta::assert_snapshot!("errors", report.join("\n"));
 }
+
+/// A task whose answers are written: `w` and a number in what follows.
+fn written_task(folder: &Path, more: &str) -> String {
+    let records: Vec<String> = (0..12)
+        .map(|i| {
+            serde_json::json!({"question": words(&[i, i * i, 3 * i]), "answer": format!("w{}", 2 + i)}).to_string()
+        })
+        .collect();
+    fs::write(folder.join("written.jsonl"), records.join("\n")).unwrap();
+    let task = format!(
+        "name = 'written'\nabout = ''\nprompt_source = 'our own'\nshots = 2\nmetrics = ['exact_match_flexible']\n[data]\n\
+         test = ['written.jsonl']\nshots = ['written.jsonl']\ndraw = 'random'\n[prompt]\ncontext = '{{{{ question }}}}'\n\
+         [generate]\nanswer = '{{{{ answer }}}}'\nlongest = 7\nstops = ['w9']\nflexible = '(w[0-9]+)'\n{more}"
+    );
+    let path = folder.join("written.toml");
+    fs::write(&path, task).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_a_model_writes_is_its_likeliest_continuation_whatever_the_threads() {
+    let (folder, checkpoint) = Toy::PLAIN.open();
+    let work = tempfile::tempdir().unwrap();
+    let task = written_task(work.path(), "");
+    let records = |threads: &str| {
+        let out = work.path().join(threads);
+        let data = path(&work);
+        let run = evaluate(&[
+            path(&folder),
+            "--tasks",
+            &task,
+            "--data",
+            data,
+            "--threads",
+            threads,
+            "--records",
+            out.to_str().unwrap(),
+        ]);
+        assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+        fs::read_to_string(out.join("written.jsonl")).unwrap()
+    };
+    let written = records("1");
+    assert_eq!(written, records("3"));
+
+    let parsed = Task::open(&task).unwrap();
+    let data = TaskData::read(&parsed, &[work.path().to_owned()], true).unwrap();
+    let shots = evaluate::task::exercise::shots(&data, parsed.data.draw, 2).unwrap();
+    let templates = Templates::new(&parsed).unwrap();
+    let encoder = Encoder::new(&checkpoint, checkpoint.config.max_positions);
+    let head = checkpoint.head().unwrap();
+    for (line, (row, shots)) in written.lines().zip(data.rows.iter().zip(&shots)) {
+        let exercise = templates.exercise(row, shots).unwrap();
+        let mut tokens = encoder.encode(&exercise.prompt).unwrap();
+        let given = tokens.len();
+        for _ in 0..7 {
+            let hidden = checkpoint.hidden_states(&tokens).unwrap();
+            let logits = head.logits(&hidden[hidden.len() - checkpoint.config.hidden_size..]);
+            let best = (0..logits.len()).fold(0, |best, next| if logits[next] > logits[best] { next } else { best });
+            if checkpoint.config.eos_tokens.contains(&(best as u32)) {
+                break;
+            }
+            tokens.push(best as u32);
+        }
+        let all = checkpoint.tokenizer.decode(&tokens[given..], true).unwrap();
+        let record: Value = serde_json::from_str(line).unwrap();
+        let response = record["response"].as_str().unwrap();
+        assert_eq!(response, all.split("w9").next().unwrap());
+        let right = response.split_whitespace().last() == Some(&exercise.answer);
+        assert_eq!(record["correct"], right, "{response:?} {}", exercise.answer);
+    }
+}
+
+#[test]
+fn programs_are_run_only_when_allowed() {
+    let (model, work) = (Toy::PLAIN.write(), tempfile::tempdir().unwrap());
+    let task = written_task(work.path(), "[generate.program]\ntests = 'assert True'\n");
+    let task_text = fs::read_to_string(&task).unwrap().replace("exact_match_flexible", "pass_at_1");
+    fs::write(&task, task_text).unwrap();
+    let run = evaluate(&[path(&model), "--tasks", &task, "--data", path(&work)]);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(text(&run.stderr).contains("--allow-code-execution"), "{}", text(&run.stderr));
+}
