@@ -57,6 +57,7 @@ fn nobody_breaks_out_or_cheats() {
         ("kills whatever it sees", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nos.kill(-1, signal.SIGKILL)".to_owned()),
         ("puts in another checker", "import builtins\ncheck = lambda f: None\nbuiltins.check = check\ndef square(x): return 0".to_owned()),
         ("equals everything", "class A:\n    def __eq__(self, other): return True\n    __ne__ = lambda a, b: False\ndef square(x): return A() if x < 0 else [A()]".to_owned()),
+        ("returns nothing but what equals everything", "class A:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\ndef square(x): return A()".to_owned()),
         ("is an int that equals everything", "class A(int):\n    def __eq__(self, other): return True\ndef square(x): return A(5)".to_owned()),
     ];
     for (what, solution) in attempts {

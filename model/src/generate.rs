@@ -103,8 +103,11 @@ impl<'a> Generator<'a> {
                         results.push((request, generated));
                     }
                 }
-                if active.is_empty() && next.load(Ordering::Relaxed) >= order.len() {
-                    return Ok(results);
+                if active.is_empty() {
+                    if next.load(Ordering::Relaxed) >= order.len() {
+                        return Ok(results);
+                    }
+                    continue;
                 }
                 self.step(&mut active)?;
             }

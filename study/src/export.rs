@@ -8,25 +8,9 @@ use crate::{
 };
 use serde_json::{Map, Value, json};
 
-/// Every column, in order; see the README of this crate for what they hold.
-pub const COLUMNS: [&str; 37] = [
-    "cell",
-    "configuration",
-    "model",
-    "method",
-    "bits",
-    "group_size",
-    "symmetric",
-    "act_order",
-    "scale_search",
-    "damping",
-    "inputs",
-    "sequence",
-    "lm_head",
-    "calibration",
-    "samples",
-    "sequence_length",
-    "seed",
+/// Columns before and after those of the settings ([`AXES`]); see the README of this crate for what they hold.
+const BEFORE: [&str; 2] = ["cell", "configuration"];
+const AFTER: [&str; 20] = [
     "evaluation",
     "protocol",
     "own_domain",
@@ -49,6 +33,11 @@ pub const COLUMNS: [&str; 37] = [
     "tool",
 ];
 
+/// Every column, in order.
+pub fn columns() -> impl Iterator<Item = &'static str> {
+    BEFORE.into_iter().chain(AXES).chain(AFTER)
+}
+
 /// A row for each measured cell, in the order of the plan; what does not apply is null.
 pub fn rows(plan: &Plan, contents: &Contents) -> Vec<Map<String, Value>> {
     plan.cells.iter().filter_map(|cell| Some(row(plan, contents, cell, contents.measured(&cell.cell)?))).collect()
@@ -61,7 +50,7 @@ fn row(plan: &Plan, contents: &Contents, cell: &PlannedCell, line: &Line) -> Map
     let baseline = plan.cells.iter().find(of_model).and_then(|cell| contents.measured(&cell.cell)?.measured.as_ref());
     let measured = line.measured.as_ref();
     let set = cell.settings.as_ref().and_then(|settings| settings.calibration.as_ref());
-    let mut row: Map<String, Value> = COLUMNS.iter().map(|column| ((*column).to_owned(), Value::Null)).collect();
+    let mut row: Map<String, Value> = columns().map(|column| (column.to_owned(), Value::Null)).collect();
     if let Ok(Value::Object(settings)) = serde_json::to_value(&cell.settings) {
         row.extend(settings.into_iter().filter(|(name, _)| AXES.contains(&name.as_str())));
     }
@@ -108,9 +97,9 @@ pub fn jsonl(rows: &[Map<String, Value>]) -> String {
 pub fn csv(rows: &[Map<String, Value>]) -> Result<String, StudyError> {
     let failed = |error: &dyn std::fmt::Display| StudyError::Report(error.to_string());
     let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(COLUMNS).map_err(|error| failed(&error))?;
+    writer.write_record(columns()).map_err(|error| failed(&error))?;
     for row in rows {
-        let fields = COLUMNS.iter().map(|column| match &row[*column] {
+        let fields = columns().map(|column| match &row[column] {
             Value::Null => String::new(),
             Value::String(text) => text.clone(),
             other => other.to_string(),
