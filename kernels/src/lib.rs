@@ -16,6 +16,7 @@ pub mod clip;
 mod dispatch;
 pub mod divergence;
 pub mod doctor;
+pub mod drift;
 mod exponential;
 pub mod gemm;
 pub mod gram;

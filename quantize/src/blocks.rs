@@ -13,7 +13,7 @@
 
 use crate::{
     Hessian, QuantizeError,
-    gptq::zero_dead_columns,
+    gptq::target,
     measure::{output_energy, relative_output_error},
     order::column_plan,
     plan::Method,
@@ -36,6 +36,8 @@ pub struct BlockSolver {
     pub method: Method,
     /// `λ` relative to the mean of the Hessian's diagonal.
     pub damping: f64,
+    /// Share of the input's drift that is made up for, where it was captured.
+    pub input_correction: f64,
     /// Order of columns.
     pub act_order: ActOrder,
 }
@@ -118,7 +120,7 @@ impl BlockSolver {
         let blockwise = QuantSpec { group_size: Some(kind.columns()), ..spec(kind, self.act_order) };
         let plan = column_plan(hessian.diagonal(), &blockwise);
         let factor = hessian.factor(&plan.order, self.damping, &linear.name)?;
-        let weight = zero_dead_columns(linear, hessian.dead());
+        let weight = target(linear, hessian, &factor, self.input_correction);
         report.factorization = Some(Factorization::of(&factor, self.damping));
         let plan = BlockPlan {
             kind,

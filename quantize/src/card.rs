@@ -304,6 +304,9 @@ impl Options {
         if self.method.compensates() {
             rows.push(("act-order", act_order_described(self.act_order).to_owned()));
             rows.push(("damping", self.damping.to_string()));
+            if self.corrects() {
+                rows.push(("input correction", self.input_correction.to_string()));
+            }
         }
         if !self.calibration.is_empty() {
             rows.push(("inputs", name_of(&self.inputs)));

@@ -10,7 +10,7 @@ use crate::{
     plan::{HEAD, Method, Options, ValidPlan},
     rtn::RoundToNearest,
 };
-use calibration::{CalibrationError, LayerStatistics, Visitor, adequacy::check_statistics};
+use calibration::{CalibrationError, LayerStatistics, Visitor, adequacy::check_statistics, driver::Divisors};
 use console::Progress;
 use model::{
     Block, Linear, Stage,
@@ -48,8 +48,8 @@ impl<'a> Quantizer<'a> {
         importance: Option<&'a Importance>,
         progress: &'a mut Progress,
     ) -> Self {
-        let Options { method, damping, act_order, .. } = plan.options;
-        let gptq = Gptq { damping };
+        let Options { method, damping, input_correction, act_order, .. } = plan.options;
+        let gptq = Gptq { damping, input_correction };
         let awq =
             |compensation| Awq { options: plan.options.awq.clone(), compensation, folded: FoldedBlock::default() };
         let algorithm = match method {
@@ -58,7 +58,7 @@ impl<'a> Quantizer<'a> {
             Method::Awq => Algorithm::Awq(awq(None)),
             Method::AwqGptq => Algorithm::Awq(awq(Some(gptq))),
         };
-        let block_solver = BlockSolver { method, damping, act_order };
+        let block_solver = BlockSolver { method, damping, input_correction, act_order };
         let (sums, block) = (BTreeMap::new(), Vec::new());
         Self { plan, journal, algorithm, block_solver, importance, sums, progress, block }
     }
@@ -130,11 +130,14 @@ impl Visitor for Quantizer<'_> {
         &mut self,
         block: &mut Block,
         captured: &mut [(Stage, LayerStatistics)],
-    ) -> Result<(), CalibrationError> {
-        if let Algorithm::Awq(awq) = &mut self.algorithm {
-            awq.folded = fold::fold(self.plan, block, captured)?;
-        }
-        Ok(())
+    ) -> Result<Divisors, CalibrationError> {
+        let Algorithm::Awq(awq) = &mut self.algorithm else { return Ok(Divisors::new()) };
+        awq.folded = fold::fold(self.plan, block, captured)?;
+        let first = |(stage, _): &(Stage, LayerStatistics)| {
+            let folded = awq.folded.modules.get(&block.linears(*stage)[0].name);
+            folded.map(|folded| (*stage, folded.columns.clone()))
+        };
+        Ok(captured.iter().filter_map(first).collect())
     }
 
     fn stage(
