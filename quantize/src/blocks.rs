@@ -4,6 +4,7 @@
 //! rtn                   grids fitted to the weights, each rounded to the nearest code
 //! rtn with calibration  the same, errors weighted by the columns' mean squared activations
 //! gptq                  grids fitted, errors weighted by H_ii; then GPTQ's walk over the columns on these grids
+//! awq, awq+gptq         inputs scaled first (`crate::fold`), then as with calibration, or as gptq
 //! ```
 //!
 //! In GPTQ an error in column `i` alone costs `H_ii`, so that is its weight in the fit. A grid is whole, the scales of
@@ -13,8 +14,9 @@
 
 use crate::{
     Hessian, QuantizeError,
+    fold::Folded,
     gptq::target,
-    measure::{output_energy, relative_output_error},
+    measure::output_energy,
     order::column_plan,
     plan::Method,
     solver::{Factorization, LayerReport, check_finite},
@@ -86,25 +88,21 @@ impl BlockSolver {
         kind: BlockType,
         importance: Option<&[f32]>,
         hessian: &mut Hessian<'_>,
+        folded: Option<&Folded>,
     ) -> Result<(BlockMatrix, LayerReport), QuantizeError> {
         let started = Instant::now();
         check_finite(linear)?;
-        let plain = BlockMatrix::quantize(&linear.weight, linear.inputs, kind, Weighting::Plain);
         let mut report = LayerReport::unmeasured(linear, &spec(kind, self.act_order));
-        let matrix = if self.method == Method::Gptq {
+        let matrix = if self.method.compensates() {
             self.compensated(linear, kind, hessian, &mut report)?
         } else {
             let columns = importance.unwrap_or(hessian.diagonal());
             BlockMatrix::quantize(&linear.weight, linear.inputs, kind, Weighting::Importance(columns))
         };
-        let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
-        let error = |changed: &BlockMatrix| {
-            relative_output_error(&linear.weight, &changed.dequantize(), energy, hessian.gram(), linear.inputs)
-        };
+        measure(&mut report, linear, &matrix, hessian, folded.unwrap_or(&Folded::nothing(linear)));
         report.blocks = Some(kind);
         report.tokens = hessian.tokens();
-        report.error_round_to_nearest = Some(error(&plain));
-        report.error = Some(error(&matrix));
+        report.scaling = folded.and_then(|folded| folded.report.clone());
         report.dead_columns = hessian.dead().to_vec();
         report.seconds = started.elapsed().as_secs_f64();
         Ok((matrix, report))
@@ -130,4 +128,22 @@ impl BlockSolver {
         };
         Ok(compensate(&weight, &factor.upper, &plan))
     }
+}
+
+/// What the blocks cost, and what plainly rounding the weights as they were given would have, both in the outputs of the
+/// model as it was given.
+fn measure(report: &mut LayerReport, linear: &Linear, matrix: &BlockMatrix, hessian: &Hessian<'_>, folded: &Folded) {
+    let (gram, width) = (hessian.gram(), linear.inputs);
+    let energy = |scaled: &[f32]| output_energy(&folded.rows_restored(scaled, width), gram, width);
+    let whole = energy(&linear.weight);
+    let relative = |lost: f64| if whole > 0.0 { lost.max(0.0) / whole } else { 0.0 };
+    let differences = |weight: &[f32], blocks: &BlockMatrix| -> Vec<f32> {
+        weight.iter().zip(blocks.dequantize()).map(|(w, q)| w - q).collect()
+    };
+    report.error = Some(relative(energy(&differences(&linear.weight, matrix))));
+    let given = folded.given(&linear.weight, width);
+    let plain = BlockMatrix::quantize(&given, width, matrix.kind, Weighting::Plain);
+    let mut nearest = differences(&given, &plain);
+    folded.multiply_columns(&mut nearest);
+    report.error_round_to_nearest = Some(relative(output_energy(&nearest, gram, width)));
 }

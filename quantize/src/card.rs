@@ -299,7 +299,9 @@ impl Options {
         ];
         if self.method.scales() {
             rows.push(("scaled inputs", format!("{} ({} exponents)", scaled(&self.awq, ", "), self.awq.steps)));
-            rows.push(("clipping", if self.awq.clip { "on" } else { "off" }.to_owned()));
+            if self.block_mixture().is_none() {
+                rows.push(("clipping", if self.awq.clip { "on" } else { "off" }.to_owned()));
+            }
         }
         if self.method.compensates() {
             rows.push(("act-order", act_order_described(self.act_order).to_owned()));

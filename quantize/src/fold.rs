@@ -5,12 +5,12 @@
 //! names; they go into the journal and the checkpoint.
 
 use crate::{
-    QuantizeError, awq,
+    QuantizeError,
+    awq::{self, Rounding},
     plan::ValidPlan,
     solver::{ScalingReport, check_finite},
 };
 use calibration::LayerStatistics;
-use kernels::QuantSpec;
 use model::{Block, Linear, Stage};
 use std::collections::BTreeMap;
 
@@ -75,8 +75,11 @@ pub fn fold(
 }
 
 /// The linears of `stage` with their settings, if it is to be scaled and nothing that stays in full precision changes.
-fn scalable<'a>(plan: &'a ValidPlan, block: &'a Block, stage: Stage) -> Option<Vec<(&'a Linear, &'a QuantSpec)>> {
-    let quantized = |linear: &Linear| plan.spec_of(&linear.name);
+fn scalable<'a>(plan: &'a ValidPlan, block: &'a Block, stage: Stage) -> Option<Vec<(&'a Linear, Rounding<'a>)>> {
+    let quantized = |linear: &Linear| {
+        let spec = plan.spec_of(&linear.name)?;
+        Some(plan.blocks_of(&linear.name).map_or(Rounding::Groups(spec), Rounding::Blocks))
+    };
     let producer = block.producing_rows(stage).is_none_or(|(producer, _)| quantized(producer).is_some());
     if !producer || !plan.options.awq.scaled.contains(&stage) {
         return None;

@@ -233,16 +233,13 @@ impl Options {
                 "--override sets bits and group size, which a GGUF mixture sets itself: choose another mixture",
             );
         }
-        if self.method.scales() {
-            return refuse(
-                "--method awq scales for groups, and GGUF's blocks have grids of their own: use gptq or rtn",
-            );
-        }
-        if self.method == Method::Gptq && self.act_order == ActOrder::Desc {
+        if self.method.compensates() && self.act_order == ActOrder::Desc {
             return refuse("--act-order desc needs a group index, which GGUF's blocks don't have: use static");
         }
-        if self.method == Method::Gptq && self.imatrix.is_some() {
-            return refuse("--method gptq weighs errors by the Hessian: give --imatrix with --method rtn");
+        if self.method != Method::Rtn && self.imatrix.is_some() {
+            return refuse(
+                "only --method rtn takes --imatrix: the others weigh errors by inputs they measure themselves",
+            );
         }
         Ok(())
     }

@@ -83,7 +83,11 @@ impl<'a> Quantizer<'a> {
             self.sums.insert(linear.name.clone(), sums_of(statistics));
             let (matrix, mut report): Solved = if let Some(kind) = self.plan.blocks_of(&linear.name) {
                 let importance = self.importance.and_then(|known| known.get(&linear.name)).map(Vec::as_slice);
-                let (matrix, report) = self.block_solver.solve(linear, kind, importance, &mut hessian)?;
+                let folded = match &self.algorithm {
+                    Algorithm::Awq(awq) => awq.folded.modules.get(&linear.name),
+                    Algorithm::Plain(_) => None,
+                };
+                let (matrix, report) = self.block_solver.solve(linear, kind, importance, &mut hessian, folded)?;
                 (matrix.into(), report)
             } else {
                 let (matrix, report) = self.solver().solve(linear, spec, &mut hessian)?;
