@@ -16,7 +16,7 @@ use crate::{
     Hessian, QuantizeError,
     fold::Folded,
     gptq::target,
-    measure::output_energy,
+    measure::{output_energy, output_error},
     order::column_plan,
     plan::Method,
     solver::{Factorization, LayerReport, check_finite},
@@ -99,9 +99,13 @@ impl BlockSolver {
             let columns = importance.unwrap_or(hessian.diagonal());
             BlockMatrix::quantize(&linear.weight, linear.inputs, kind, Weighting::Importance(columns))
         };
-        measure(&mut report, linear, &matrix, hessian, folded.unwrap_or(&Folded::nothing(linear)));
         report.blocks = Some(kind);
         report.tokens = hessian.tokens();
+        report.error_round_to_nearest = Some(error_of_nearest(linear, kind, hessian, folded));
+        report.error = Some(match folded {
+            Some(folded) => folded.output_error(linear, &matrix.dequantize(), hessian),
+            None => output_error(linear, &matrix.dequantize(), hessian),
+        });
         report.scaling = folded.and_then(|folded| folded.report.clone());
         report.dead_columns = hessian.dead().to_vec();
         report.seconds = started.elapsed().as_secs_f64();
@@ -130,20 +134,16 @@ impl BlockSolver {
     }
 }
 
-/// What the blocks cost, and what plainly rounding the weights as they were given would have, both in the outputs of the
-/// model as it was given.
-fn measure(report: &mut LayerReport, linear: &Linear, matrix: &BlockMatrix, hessian: &Hessian<'_>, folded: &Folded) {
+/// What plainly rounding the weights as they were given would cost, in the outputs of the model as it was given.
+fn error_of_nearest(linear: &Linear, kind: BlockType, hessian: &Hessian<'_>, folded: Option<&Folded>) -> f64 {
     let (gram, width) = (hessian.gram(), linear.inputs);
-    let energy = |scaled: &[f32]| output_energy(&folded.rows_restored(scaled, width), gram, width);
-    let whole = energy(&linear.weight);
-    let relative = |lost: f64| if whole > 0.0 { lost.max(0.0) / whole } else { 0.0 };
-    let differences = |weight: &[f32], blocks: &BlockMatrix| -> Vec<f32> {
-        weight.iter().zip(blocks.dequantize()).map(|(w, q)| w - q).collect()
-    };
-    report.error = Some(relative(energy(&differences(&linear.weight, matrix))));
-    let given = folded.given(&linear.weight, width);
-    let plain = BlockMatrix::quantize(&given, width, matrix.kind, Weighting::Plain);
-    let mut nearest = differences(&given, &plain);
+    let rounded = |weight: &[f32]| BlockMatrix::quantize(weight, width, kind, Weighting::Plain).dequantize();
+    let Some(folded) = folded else { return output_error(linear, &rounded(&linear.weight), hessian) };
+    // The input is `x / s`, so that an error E of the given weight does as much harm as E·s here.
+    let mut nearest = folded.given(&linear.weight, width);
+    let plain = rounded(&nearest);
+    nearest.iter_mut().zip(plain).for_each(|(w, q)| *w -= q);
     folded.multiply_columns(&mut nearest);
-    report.error_round_to_nearest = Some(relative(output_energy(&nearest, gram, width)));
+    let whole = output_energy(&folded.rows_restored(&linear.weight, width), gram, width);
+    if whole > 0.0 { output_energy(&nearest, gram, width).max(0.0) / whole } else { 0.0 }
 }

@@ -5,8 +5,9 @@
 //! names; they go into the journal and the checkpoint.
 
 use crate::{
-    QuantizeError,
+    Hessian, QuantizeError,
     awq::{self, Rounding},
+    measure::{output_energy, relative_output_error},
     plan::ValidPlan,
     solver::{ScalingReport, check_finite},
 };
@@ -106,6 +107,14 @@ impl Folded {
             row.iter_mut().zip(&self.columns).for_each(|(weight, factor)| *weight /= factor);
         }
         given
+    }
+
+    /// The relative error of the outputs that the model as it was given had, of `changed` in place of the scaled weight.
+    pub fn output_error(&self, linear: &Linear, changed: &[f32], hessian: &Hessian<'_>) -> f64 {
+        let restored = |scaled: &[f32]| self.rows_restored(scaled, linear.inputs);
+        let (weight, changed) = (restored(&linear.weight), restored(changed));
+        let energy = output_energy(&weight, hessian.gram(), linear.inputs);
+        relative_output_error(&weight, &changed, energy, hessian.gram(), linear.inputs)
     }
 
     /// Multiplies the columns of `weight` by the factors.
