@@ -350,7 +350,7 @@ impl<'a> Walk<'a> {
     ) -> Result<(), CalibrationError> {
         self.make_input_areas()?;
         let widths = Stage::ALL.map(|stage| block.input_width(stage));
-        self.each_stream(block, given, (0, widths[0]), |block, activations| block.begin(activations));
+        self.each_stream(block, given, (0, widths[0]), Block::begin);
         for (number, stage) in Stage::ALL.into_iter().enumerate() {
             if wanted[number] {
                 let statistics = self.capture(block, stage, divisors.get(&stage))?;

@@ -156,7 +156,7 @@ struct Weights {
     ///
     /// Asymmetric calibration (as in GPTAQ): the original model runs beside, and a layer's outputs are to be those that it
     /// had there, not those of the given weights on the inputs that quantized layers leave. Takes another pass over the
-    /// text and twice the activations.
+    /// text and twice the activations. A share below 1 can be better, since the text is finite: see docs/results.md.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     input_correction: f64,
     /// Exponents of the input's magnitude that AWQ tries beside 0, which is no scaling
