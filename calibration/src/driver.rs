@@ -8,6 +8,9 @@
 //! original   either     1: captures all four stages and carries on with the given weights; then all are replaced
 //! ```
 //!
+//! With [`DriverOptions::compare_original`] the original model runs beside: every pass that carries activations on is made
+//! for its own as well, with the given weights, and each stage's statistics tell how far its input has drifted from them.
+//!
 //! A visitor that [prepares](Visitor::prepare) a block sees the statistics of all four stages with the given weights
 //! before any is replaced; under `module` that is one more pass.
 //!
@@ -22,16 +25,16 @@
 use crate::{
     CalibrationError, LayerStatistics,
     activations::{Area, Layout},
-    pass::{Scratch, Tap},
+    pass::Flight,
     statistics::Accumulator,
+    stream::Stream,
 };
 use model::{
     Block, Checkpoint, Config, Linear, Stage,
     decoder::{Activations, Head},
 };
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::{path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 /// Whose outputs the layers after see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +57,9 @@ pub enum Sequence {
     /// All at once.
     Block,
 }
+
+/// By what the columns of stages' inputs were divided.
+pub type Divisors = BTreeMap<Stage, Vec<f32>>;
 
 /// What the driver calls back.
 pub trait Visitor {
@@ -79,14 +85,15 @@ pub trait Visitor {
     }
 
     /// Changes the weights of `block` in ways that leave what it computes as it was, given the statistics of the input of
-    /// each wanted stage. Where that changes a stage's input, `captured` has to be changed alike.
+    /// each wanted stage. Where that changes a stage's input, `captured` has to be changed alike, and by what its columns
+    /// were divided is part of the result.
     fn prepare(
         &mut self,
         block: &mut Block,
         captured: &mut [(Stage, LayerStatistics)],
-    ) -> Result<(), CalibrationError> {
+    ) -> Result<Divisors, CalibrationError> {
         let _ = (block, captured);
-        Ok(())
+        Ok(Divisors::new())
     }
 
     /// A block is done, all its weights replaced; what the visitor wants to survive a crash it makes durable here.
@@ -111,6 +118,8 @@ pub struct DriverOptions {
     pub inputs: Inputs,
     /// How linears inside a block follow each other.
     pub sequence: Sequence,
+    /// Whether the original model runs beside, to compare inputs with; under `original` there is nothing to compare.
+    pub compare_original: bool,
     /// Bytes of activations held in memory; above that they live in a memory-mapped temporary file.
     pub activation_bytes_in_memory: usize,
     /// Where that file goes.
@@ -146,13 +155,19 @@ pub struct DriveReport {
 }
 
 /// Bytes of activations that [`drive`] will store for `tokens` tokens: the residual stream, and with it, where stages
-/// follow each other over all windows, the widest input of a stage.
-pub fn activation_bytes(config: &Config, tokens: usize, inputs: Inputs, sequence: Sequence) -> usize {
+/// follow each other over all windows, the widest input of a stage; twice that if the original model runs beside.
+pub fn activation_bytes(
+    config: &Config,
+    tokens: usize,
+    (inputs, sequence): (Inputs, Sequence),
+    compare_original: bool,
+) -> usize {
     let stage_input = match (inputs, sequence) {
         (Inputs::Quantized, Sequence::Module) => widest_input(config),
         _ => 0,
     };
-    tokens.saturating_mul(config.hidden_size + stage_input).saturating_mul(size_of::<f32>())
+    let streams = if compare_original && inputs == Inputs::Quantized { 2 } else { 1 };
+    tokens.saturating_mul(streams * (config.hidden_size + stage_input)).saturating_mul(size_of::<f32>())
 }
 
 fn widest_input(config: &Config) -> usize {
@@ -205,10 +220,10 @@ struct Walk<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a DriverOptions,
     layout: Layout,
-    /// The residual stream, `[tokens, hidden_size]`.
-    hidden: Area,
-    /// The present stage's input; made when the first block needs it.
-    input: Option<Area>,
+    /// What layers see.
+    stream: Stream,
+    /// What they would see in the original model, where that is compared.
+    original: Option<Stream>,
     seconds: Seconds,
     report: DriveReport,
 }
@@ -223,60 +238,65 @@ impl<'a> Walk<'a> {
         let started = Instant::now();
         let layout = Layout::new(windows.iter().map(Vec::len).collect());
         let width = checkpoint.config.hidden_size;
-        let mut hidden = Area::new(&layout, width, options.activation_bytes_in_memory, &options.spill_folder)?;
-        let embedded = hidden.slots_mut().into_par_iter().zip(layout.batches()).map(|(slot, batch)| {
-            let mut rest = slot;
-            for window in &windows[batch.clone()] {
-                let (rows, after) = rest.split_at_mut(window.len() * width);
-                rows.copy_from_slice(&checkpoint.embed(window)?);
-                rest = after;
-            }
-            Ok(())
-        });
-        embedded.collect::<Result<(), CalibrationError>>()?;
+        let mut memory = options.activation_bytes_in_memory;
+        let mut embedded = || {
+            let hidden = Area::new(&layout, width, memory, &options.spill_folder)?;
+            memory -= if hidden.is_spilled() { 0 } else { hidden.bytes() };
+            Stream::embedded(checkpoint, windows, &layout, hidden)
+        };
+        let stream = embedded()?;
+        let compare = options.compare_original && options.inputs == Inputs::Quantized;
+        let original = compare.then(embedded).transpose()?;
         let report = DriveReport { tokens: layout.tokens(), ..DriveReport::default() };
         let seconds = Seconds { load: started.elapsed().as_secs_f64(), ..Seconds::default() };
-        let mut walk = Self { checkpoint, options, layout, hidden, input: None, seconds, report };
+        let mut walk = Self { checkpoint, options, layout, stream, original, seconds, report };
         walk.count_bytes();
         Ok(walk)
     }
 
+    fn areas(&self) -> impl Iterator<Item = &Area> {
+        self.stream.areas().chain(self.original.iter().flat_map(Stream::areas))
+    }
+
     fn count_bytes(&mut self) {
-        let areas = || [Some(&self.hidden), self.input.as_ref()].into_iter().flatten();
-        self.report.activation_bytes = areas().map(Area::bytes).sum();
-        self.report.spilled_bytes = areas().filter(|area| area.is_spilled()).map(Area::bytes).sum();
+        let (all, spilled) = (self.areas().map(Area::bytes).sum(), self.areas().filter(|area| area.is_spilled()));
+        self.report.spilled_bytes = spilled.map(Area::bytes).sum();
+        self.report.activation_bytes = all;
     }
 
     fn block(&mut self, index: usize, visitor: &mut dyn Visitor) -> Result<(), CalibrationError> {
         let last = index + 1 == self.checkpoint.config.layers.len() && !visitor.wants_head();
         let mut block = self.load(index)?;
+        let given = self.original.is_some().then(|| self.load(index)).transpose()?;
         if clocked(&mut self.seconds.visit, || visitor.restore(&mut block))? {
             self.report.restored += 1;
-            return if last { Ok(()) } else { self.carry_restored(block) };
+            return if last { Ok(()) } else { self.carry_restored(block, given.as_ref()) };
         }
         let wanted = Stage::ALL.map(|stage| visitor.wants(block.linears(stage)));
         match (self.options.inputs, self.options.sequence) {
             _ if wanted == [false; 4] => {
                 if !last {
-                    self.carry(&block);
+                    self.carry(&block, given.as_ref());
                 }
             }
             (Inputs::Original, _) => {
-                let captured = self.prepared(&mut block, wanted, !last, visitor)?;
+                let (captured, _) = self.prepared(&mut block, wanted, !last, false, visitor)?;
                 self.visit_all(&mut block, captured, visitor)?;
             }
             (Inputs::Quantized, Sequence::Block) => {
-                let captured = self.prepared(&mut block, wanted, false, visitor)?;
+                let (captured, _) = self.prepared(&mut block, wanted, false, true, visitor)?;
                 self.visit_all(&mut block, captured, visitor)?;
                 if !last {
-                    self.carry(&block);
+                    self.carry(&block, None);
                 }
             }
             (Inputs::Quantized, Sequence::Module) => {
-                if visitor.prepares() {
-                    self.prepared(&mut block, wanted, false, visitor)?;
-                }
-                self.in_sequence(&mut block, wanted, last, visitor)?;
+                let divisors = if visitor.prepares() {
+                    self.prepared(&mut block, wanted, false, false, visitor)?.1
+                } else {
+                    Divisors::new()
+                };
+                self.in_sequence(&mut block, given.as_ref(), &divisors, wanted, last, visitor)?;
             }
         }
         clocked(&mut self.seconds.visit, || visitor.block_done(&block))
@@ -287,8 +307,10 @@ impl<'a> Walk<'a> {
         let head = self.checkpoint.head()?;
         let width = self.checkpoint.config.hidden_size;
         let mut accumulator = Accumulator::new(width);
-        for rows in self.hidden.batches(width) {
-            accumulator.add(&head.normed(rows));
+        let mut beside = self.original.as_ref().map(|stream| stream.hidden.batches(width));
+        for rows in self.stream.hidden.batches(width) {
+            let original = beside.as_mut().and_then(Iterator::next).map(|rows| head.normed(rows));
+            accumulator.add_compared(&head.normed(rows), original.as_deref(), None);
         }
         let statistics = accumulator.finish();
         if !statistics.is_finite() {
@@ -303,7 +325,7 @@ impl<'a> Walk<'a> {
 
     /// Carries the activations through a block whose weights were restored; under `original` that needs them as they
     /// were given.
-    fn carry_restored(&mut self, block: Block) -> Result<(), CalibrationError> {
+    fn carry_restored(&mut self, block: Block, given: Option<&Block>) -> Result<(), CalibrationError> {
         let block = match self.options.inputs {
             Inputs::Quantized => block,
             Inputs::Original => {
@@ -312,24 +334,26 @@ impl<'a> Walk<'a> {
                 self.load(index)?
             }
         };
-        self.carry(&block);
+        self.carry(&block, given);
         Ok(())
     }
 
-    /// Stage after stage over all windows.
+    /// Stage after stage over all windows; the original model's activations with the weights of `given`.
     fn in_sequence(
         &mut self,
         block: &mut Block,
+        given: Option<&Block>,
+        divisors: &Divisors,
         wanted: [bool; 4],
         last: bool,
         visitor: &mut dyn Visitor,
     ) -> Result<(), CalibrationError> {
-        self.make_input_area()?;
+        self.make_input_areas()?;
         let widths = Stage::ALL.map(|stage| block.input_width(stage));
-        self.each_window(0, widths[0], |activations| block.begin(activations));
+        self.each_stream(block, given, (0, widths[0]), Block::begin);
         for (number, stage) in Stage::ALL.into_iter().enumerate() {
             if wanted[number] {
-                let statistics = self.capture(block, stage)?;
+                let statistics = self.capture(block, stage, divisors.get(&stage))?;
                 clocked(&mut self.seconds.visit, || {
                     visitor.stage(block.index, stage, block.linears_mut(stage), &statistics)
                 })?;
@@ -338,83 +362,105 @@ impl<'a> Walk<'a> {
                 break;
             }
             let next = widths.get(number + 1).copied().unwrap_or(0);
-            self.each_window(widths[number], next, |activations| block.advance(stage, activations));
-        }
-        Ok(())
-    }
-
-    fn make_input_area(&mut self) -> Result<(), CalibrationError> {
-        if self.input.is_none() {
-            let in_memory = if self.hidden.is_spilled() { 0 } else { self.hidden.bytes() };
-            let memory = self.options.activation_bytes_in_memory.saturating_sub(in_memory);
-            let widest = widest_input(&self.checkpoint.config);
-            self.input = Some(Area::new(&self.layout, widest, memory, &self.options.spill_folder)?);
-            self.count_bytes();
-        }
-        Ok(())
-    }
-
-    /// The whole block over all windows.
-    fn carry(&mut self, block: &Block) {
-        self.each_window(0, 0, |activations| {
-            block.begin(activations);
-            for stage in Stage::ALL {
+            self.each_stream(block, given, (widths[number], next), |block, activations| {
                 block.advance(stage, activations);
+            });
+        }
+        Ok(())
+    }
+
+    fn make_input_areas(&mut self) -> Result<(), CalibrationError> {
+        let widest = widest_input(&self.checkpoint.config);
+        let Self { layout, stream, original, options, .. } = self;
+        let held = |stream: &Stream| stream.areas().filter(|area| !area.is_spilled()).map(Area::bytes).sum::<usize>();
+        let mut taken = held(stream) + original.as_ref().map_or(0, held);
+        for stream in [Some(stream), original.as_mut()].into_iter().flatten().filter(|stream| stream.input.is_none()) {
+            let memory = options.activation_bytes_in_memory.saturating_sub(taken);
+            let area = Area::new(layout, widest, memory, &options.spill_folder)?;
+            taken += if area.is_spilled() { 0 } else { area.bytes() };
+            stream.input = Some(area);
+        }
+        self.count_bytes();
+        Ok(())
+    }
+
+    /// The whole block over all windows; the original model's activations with the weights of `given`.
+    fn carry(&mut self, block: &Block, given: Option<&Block>) {
+        let Self { layout, stream, original, seconds, .. } = self;
+        clocked(&mut seconds.propagate, || {
+            stream.carry(layout, block);
+            if let Some((original, given)) = original.as_mut().zip(given) {
+                original.carry(layout, given);
             }
         });
     }
 
-    /// Takes every window through `step`: the residual stream from and to its area, the stage's input (`reads` wide
-    /// before, `writes` wide after; 0 is none) from and to its own.
-    fn each_window(&mut self, reads: usize, writes: usize, step: impl Fn(&mut Activations) + Sync) {
-        let Self { layout, hidden, input, seconds, .. } = self;
-        let inputs = match input {
-            Some(area) => area.slots_mut(),
-            None => layout.batches().iter().map(|_| <&mut [f32]>::default()).collect(),
-        };
-        let slots = hidden.slots_mut().into_par_iter().zip(inputs).zip(layout.batches()).with_max_len(1);
+    /// [`Stream::each_window`] with `block`, and for the original model with `given`.
+    fn each_stream(
+        &mut self,
+        block: &Block,
+        given: Option<&Block>,
+        (reads, writes): (usize, usize),
+        step: impl Fn(&Block, &mut Activations) + Sync,
+    ) {
+        let Self { layout, stream, original, seconds, .. } = self;
         clocked(&mut seconds.propagate, || {
-            slots.for_each_init(Scratch::default, |scratch, ((hidden, input), batch)| {
-                scratch.run(layout.lengths(batch), hidden, (input, reads, writes), &step);
-            });
+            stream.each_window(layout, reads, writes, |activations| step(block, activations));
+            if let Some((original, given)) = original.as_mut().zip(given) {
+                original.each_window(layout, reads, writes, |activations| step(given, activations));
+            }
         });
     }
 
     /// Statistics of the stored input of `stage`.
-    fn capture(&mut self, block: &Block, stage: Stage) -> Result<LayerStatistics, CalibrationError> {
+    fn capture(
+        &mut self,
+        block: &Block,
+        stage: Stage,
+        divisors: Option<&Vec<f32>>,
+    ) -> Result<LayerStatistics, CalibrationError> {
         let width = block.input_width(stage);
         let mut accumulator = Accumulator::new(width);
-        clocked(&mut self.seconds.capture, || {
-            for rows in self.input.iter().flat_map(|area| area.batches(width)) {
-                accumulator.add(rows);
+        let Self { stream, original, seconds, .. } = self;
+        clocked(&mut seconds.capture, || {
+            let mut beside = original.as_ref().map(|stream| stream.inputs(width));
+            for rows in stream.inputs(width) {
+                let original = beside.as_mut().and_then(Iterator::next);
+                accumulator.add_compared(rows, original, divisors.map(Vec::as_slice));
             }
         });
         finished(accumulator, block, stage)
     }
 
     /// Statistics of the input of each wanted stage with the weights that `block` has now, in one pass; with `keep` the
-    /// residual stream is carried on as well. As many batches are in flight as there are threads.
+    /// residual stream is carried on as well. With `compare` the original model's activations are carried on too, and
+    /// compared. As many batches are in flight as there are threads.
     fn capture_all(
         &mut self,
         block: &Block,
         wanted: [bool; 4],
         keep: bool,
+        compare: bool,
     ) -> Result<Vec<(Stage, LayerStatistics)>, CalibrationError> {
         let stages: Vec<Stage> = Stage::ALL.into_iter().zip(wanted).filter(|(_, w)| *w).map(|(s, _)| s).collect();
         let mut accumulators: Vec<_> = stages.iter().map(|stage| Accumulator::new(block.input_width(*stage))).collect();
-        let Self { layout, hidden, seconds, .. } = self;
+        let Self { layout, stream, original, seconds, .. } = self;
         let in_flight = rayon::current_num_threads();
-        let mut taps: Vec<Tap> = (0..in_flight).map(|_| Tap::new(stages.len())).collect();
-        let mut slots = hidden.slots_mut();
-        for (slots, batches) in slots.chunks_mut(in_flight).zip(layout.batches().chunks(in_flight)) {
+        let flight = |slots, keep| Flight::new(slots, keep, in_flight, stages.len());
+        let mut seen = flight(stream.hidden.slots_mut(), keep);
+        let original = original.as_mut().filter(|_| compare);
+        let mut beside = original.map(|original| flight(original.hidden.slots_mut(), true));
+        for (group, batches) in layout.batches().chunks(in_flight).enumerate() {
             clocked(&mut seconds.propagate, || {
-                let flights = slots.par_iter_mut().zip(batches).zip(&mut taps).with_max_len(1);
-                flights.for_each(|((hidden, batch), tap)| tap.run(layout.lengths(batch), hidden, block, &stages, keep));
+                for flight in [Some(&mut seen), beside.as_mut()].into_iter().flatten() {
+                    flight.run(layout, group * in_flight, batches, block, &stages);
+                }
             });
             clocked(&mut seconds.capture, || {
-                for tap in &taps[..batches.len()] {
-                    for (accumulator, rows) in accumulators.iter_mut().zip(&tap.inputs) {
-                        accumulator.add(rows);
+                for batch in 0..batches.len() {
+                    for (number, accumulator) in accumulators.iter_mut().enumerate() {
+                        let original = beside.as_ref().map(|flight| flight.rows(batch, number));
+                        accumulator.add_compared(seen.rows(batch, number), original, None);
                     }
                 }
             });
@@ -429,13 +475,15 @@ impl<'a> Walk<'a> {
         block: &mut Block,
         wanted: [bool; 4],
         keep: bool,
+        compare: bool,
         visitor: &mut dyn Visitor,
-    ) -> Result<Vec<(Stage, LayerStatistics)>, CalibrationError> {
-        let mut captured = self.capture_all(block, wanted, keep)?;
+    ) -> Result<(Vec<(Stage, LayerStatistics)>, Divisors), CalibrationError> {
+        let mut captured = self.capture_all(block, wanted, keep, compare)?;
+        let mut divisors = Divisors::new();
         if visitor.prepares() {
-            clocked(&mut self.seconds.visit, || visitor.prepare(block, &mut captured))?;
+            divisors = clocked(&mut self.seconds.visit, || visitor.prepare(block, &mut captured))?;
         }
-        Ok(captured)
+        Ok((captured, divisors))
     }
 
     fn visit_all(

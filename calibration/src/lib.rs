@@ -14,6 +14,7 @@ pub mod overlap;
 mod pass;
 pub mod statistics;
 pub mod statistics_file;
+mod stream;
 pub mod window;
 
 pub use driver::{DriveReport, DriverOptions, Inputs, Sequence, Visitor, drive};

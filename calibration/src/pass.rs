@@ -1,8 +1,11 @@
 //! Taking the windows of one batch through a block on one thread, one window after the other, in buffers that are kept
 //! from batch to batch: [`Scratch`] for a step that leaves a stage's input, [`Tap`] for a whole block whose stages'
-//! inputs are gathered on the way.
+//! inputs are gathered on the way, and [`Flight`] for as many taps as there are threads.
 
+use crate::activations::Layout;
 use model::{Block, Stage, decoder::Activations};
+use rayon::prelude::*;
+use std::ops::Range;
 
 fn buffers() -> Activations {
     Activations { hidden: Vec::new(), input: Vec::new() }
@@ -92,5 +95,40 @@ impl Tap {
                 hidden.copy_from_slice(&activations.hidden);
             }
         }
+    }
+}
+
+/// The batches of one run in flight, a tap for each.
+pub(crate) struct Flight<'a> {
+    slots: Vec<&'a mut [f32]>,
+    keep: bool,
+    taps: Vec<Tap>,
+}
+
+impl<'a> Flight<'a> {
+    /// Over the residual stream in `slots`, which is carried on with `keep`; at most `most` batches at once.
+    pub(crate) fn new(slots: Vec<&'a mut [f32]>, keep: bool, most: usize, stages: usize) -> Self {
+        Self { slots, keep, taps: (0..most).map(|_| Tap::new(stages)).collect() }
+    }
+
+    /// Takes `batches`, the first of which is number `first`, through `block`.
+    pub(crate) fn run(
+        &mut self,
+        layout: &Layout,
+        first: usize,
+        batches: &[Range<usize>],
+        block: &Block,
+        stages: &[Stage],
+    ) {
+        let Self { slots, keep, taps } = self;
+        let slots = slots[first..][..batches.len()].par_iter_mut();
+        slots.zip(batches).zip(taps).with_max_len(1).for_each(|((hidden, batch), tap)| {
+            tap.run(layout.lengths(batch), hidden, block, stages, *keep);
+        });
+    }
+
+    /// The input of tapped stage `stage` in batch `batch` of those in flight.
+    pub(crate) fn rows(&self, batch: usize, stage: usize) -> &[f32] {
+        &self.taps[batch].inputs[stage]
     }
 }

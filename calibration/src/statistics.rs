@@ -4,9 +4,11 @@
 //! gram          G[i][j] = sum_t x[t][i] x[t][j]     float32, [width, width]; GPTQ's Hessian is 2/tokens times it
 //! sum_absolute  a[i]    = sum_t |x[t][i]|           float64
 //! sum_square    s[i]    = sum_t x[t][i]²            float64
+//! drift         D[i][j] = sum_t d[t][i] x[t][j]     float32, [width, width]; only where two models are compared:
+//!                                                   d = x̃ − x, x̃ the same input in the original model
 //! ```
 //!
-//! All three are plain sums over tokens: statistics of two texts are added by adding them ([`LayerStatistics::merge`]),
+//! All are plain sums over tokens: statistics of two texts are added by adding them ([`LayerStatistics::merge`]),
 //! and a mixture of domains is their weighted sum ([`LayerStatistics::mixture`]).
 
 use crate::CalibrationError;
@@ -25,6 +27,8 @@ pub struct LayerStatistics {
     pub sum_absolute: Vec<f64>,
     /// `sum x²` per column, as an importance matrix wants it.
     pub sum_square: Vec<f64>,
+    /// `sum d x`, `[width, width]`, where the original model runs beside; it is not stored in statistics files.
+    pub drift: Option<Vec<f32>>,
 }
 
 impl LayerStatistics {
@@ -36,6 +40,7 @@ impl LayerStatistics {
             gram: vec![0.0; width * width],
             sum_absolute: vec![0.0; width],
             sum_square: vec![0.0; width],
+            drift: None,
         }
     }
 
@@ -70,8 +75,10 @@ impl LayerStatistics {
     /// The statistics of the input whose column `i` is divided by `factors[i]`, all above zero.
     pub fn divide_columns(&mut self, factors: &[f32]) {
         assert_eq!(factors.len(), self.width, "a factor for each column");
-        for (row, factor) in self.gram.chunks_exact_mut(self.width).zip(factors) {
-            row.iter_mut().zip(factors).for_each(|(entry, other)| *entry /= factor * other);
+        for sums in [Some(&mut self.gram), self.drift.as_mut()].into_iter().flatten() {
+            for (row, factor) in sums.chunks_exact_mut(self.width).zip(factors) {
+                row.iter_mut().zip(factors).for_each(|(entry, other)| *entry /= factor * other);
+            }
         }
         let columns = self.sum_absolute.iter_mut().zip(&mut self.sum_square).zip(factors);
         for ((absolute, square), factor) in columns {
@@ -88,8 +95,15 @@ impl LayerStatistics {
                 self.width, other.width
             )));
         }
-        for (sum, value) in self.gram.iter_mut().zip(&other.gram) {
-            *sum = (f64::from(*sum) + factor * f64::from(*value)) as f32;
+        let add = |sums: &mut [f32], values: &[f32]| {
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum = (f64::from(*sum) + factor * f64::from(*value)) as f32;
+            }
+        };
+        add(&mut self.gram, &other.gram);
+        if let Some(drift) = &other.drift {
+            let width = self.width;
+            add(self.drift.get_or_insert_with(|| vec![0.0; width * width]), drift);
         }
         for (sum, value) in self.sum_absolute.iter_mut().zip(&other.sum_absolute) {
             *sum += factor * value;
@@ -104,6 +118,7 @@ impl LayerStatistics {
     /// `|G[i][j]| <= (s[i] + s[j]) / 2`.
     pub fn is_finite(&self) -> bool {
         self.sum_square.iter().all(|sum| *sum < f64::from(f32::MAX))
+            && self.drift.iter().flatten().all(|sum| sum.is_finite())
     }
 }
 
@@ -137,6 +152,23 @@ impl Accumulator {
                 }
             }
         });
+    }
+
+    /// [`Accumulator::add`]; where there are rows of the original model, also how far they are from `x`: `original` is as
+    /// it was before its columns were divided by `divisors`.
+    pub fn add_compared(&mut self, x: &[f32], original: Option<&[f32]>, divisors: Option<&[f32]>) {
+        self.add(x);
+        let Some(original) = original else { return };
+        let width = self.0.width;
+        let mut d = original.to_vec();
+        d.par_chunks_mut(width).zip(x.par_chunks(width)).for_each(|(d, x)| {
+            if let Some(divisors) = divisors {
+                d.iter_mut().zip(divisors).for_each(|(d, by)| *d /= by);
+            }
+            d.iter_mut().zip(x).for_each(|(d, x)| *d -= x);
+        });
+        let drift = self.0.drift.get_or_insert_with(|| vec![0.0; width * width]);
+        kernels::drift::accumulate(drift, &d, x, width);
     }
 
     /// The statistics of all rows added.
@@ -234,6 +266,31 @@ mod tests {
         let mut statistics = captured(&rows, 3);
         statistics.divide_columns(&factors);
         assert_eq!(statistics, captured(&divided, 3));
+    }
+
+    #[test]
+    fn the_drift_of_an_input_is_summed_merged_and_divided_like_its_gram_matrix() {
+        let (x, original) = ([1.0, 2.0, -3.0, 4.0], [1.5, 2.0, -2.0, 8.0]);
+        let captured = |rows: std::ops::Range<usize>, divisors: Option<&[f32]>| {
+            let mut accumulator = Accumulator::new(2);
+            accumulator.add_compared(&x[rows.clone()], Some(&original[rows]), divisors);
+            accumulator.finish()
+        };
+        // d = (0.5, 0), (1, 4): D[i][j] = sum of d_i x_j.
+        let mut whole = captured(0..4, None);
+        assert_eq!(whole.drift.as_deref().unwrap(), [0.5 - 3.0, 1.0 + 4.0, -12.0, 16.0]);
+        let mut parts = captured(0..2, None);
+        parts.merge(&captured(2..4, None)).unwrap();
+        assert_eq!(parts, whole);
+        whole.divide_columns(&[2.0, 0.5]);
+        assert_eq!(whole.drift.as_deref().unwrap(), [-2.5 / 4.0, 5.0, -12.0, 64.0]);
+        // The same when rows that were divided meet the original's that were not: x / 2 and x · 2, d = (0.75 − x/2 ..).
+        let mut accumulator = Accumulator::new(2);
+        accumulator.add_compared(&[0.5, 4.0, -1.5, 8.0], Some(&original), Some(&[2.0, 0.5]));
+        assert_eq!(accumulator.finish(), whole);
+        let mut overflown = captured(0..4, None);
+        overflown.drift.as_mut().unwrap()[1] = f32::INFINITY;
+        assert!(!overflown.is_finite());
     }
 
     #[test]

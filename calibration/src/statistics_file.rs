@@ -18,7 +18,7 @@ const LAYOUT: (&str, &str) = ("caliper_statistics", "1");
 /// Writes the statistics of modules (name, statistics) to `path`.
 pub fn save(path: &Path, layers: &[(String, &LayerStatistics)]) -> Result<(), CalibrationError> {
     let tensors = layers.iter().flat_map(|(module, statistics)| {
-        let LayerStatistics { width, tokens, gram, sum_absolute, sum_square } = *statistics;
+        let LayerStatistics { width, tokens, gram, sum_absolute, sum_square, drift: _ } = *statistics;
         let tokens = (*tokens as u64).to_le_bytes().to_vec();
         [
             (format!("{module}.gram"), Numbers::new(Dtype::F32, vec![*width, *width], bytemuck::cast_slice(gram))),
@@ -68,6 +68,7 @@ fn layer(path: &Path, tensors: &SafeTensors<'_>, module: &str) -> Result<LayerSt
         gram: numbers(read("gram", Dtype::F32, &[width, width])?, f32::from_le_bytes),
         sum_absolute: numbers(read("sum_absolute", Dtype::F64, &[width])?, f64::from_le_bytes),
         sum_square: numbers(read("sum_square", Dtype::F64, &[width])?, f64::from_le_bytes),
+        drift: None,
     })
 }
 

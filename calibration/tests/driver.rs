@@ -89,6 +89,8 @@ struct Bench {
     checkpoint: Checkpoint,
     windows: Vec<Vec<u32>>,
     folder: tempfile::TempDir,
+    /// Whether the original model runs beside.
+    compare: bool,
 }
 
 impl Bench {
@@ -98,13 +100,18 @@ impl Bench {
         let token = |window: usize, at: usize| ((window * 31 + at * at * 7 + at) % toy::WORDS) as u32;
         let windows = LENGTHS.iter().enumerate();
         let windows = windows.map(|(window, length)| (0..*length).map(|at| token(window, at)).collect()).collect();
-        Self { checkpoint, windows, folder }
+        Self { checkpoint, windows, folder, compare: false }
+    }
+
+    fn comparing() -> Self {
+        Self { compare: true, ..Self::new() }
     }
 
     fn options(&self, (inputs, sequence): (Inputs, Sequence)) -> DriverOptions {
         DriverOptions {
             inputs,
             sequence,
+            compare_original: self.compare,
             activation_bytes_in_memory: usize::MAX,
             spill_folder: self.folder.path().to_path_buf(),
         }
@@ -205,6 +212,35 @@ fn orders_differ_where_they_should() {
     assert_ne!(block[&(1, Stage::Qkv)].gram, original[&(1, Stage::Qkv)].gram);
 }
 
+/// Against rows of whole forward passes of both models: float32 sums of `n` products of `d` and `x`, with the bound
+/// `sum |d_i x_j| <= (sum d_i² + sum x_j²) / 2`.
+#[test]
+fn the_drift_is_that_of_full_forward_passes_of_both_models() {
+    let bench = Bench::comparing();
+    let originals = bench.reference(ORDERS[2], None);
+    for order in ORDERS {
+        let reference = bench.reference(order, None);
+        for (place, statistics) in bench.captured(order).captured {
+            let Some(drift) = statistics.drift else {
+                assert_eq!(order.0, Inputs::Original);
+                continue;
+            };
+            let (x, original, width) = (&reference[&place], &originals[&place], statistics.width);
+            let d: Vec<f64> = original.iter().zip(x).map(|(o, x)| f64::from(o - x)).collect();
+            let sum = |f: &dyn Fn(usize) -> f64| (0..x.len()).step_by(width).map(f).sum::<f64>();
+            for i in 0..width {
+                for j in 0..width {
+                    let product = sum(&|row| d[row + i] * f64::from(x[row + j]));
+                    let scale = sum(&|row| d[row + i].powi(2)).midpoint(sum(&|row| f64::from(x[row + j]).powi(2)));
+                    let bound = 2.0 * statistics.tokens as f64 / f64::from(1 << 24) * scale;
+                    assert!((f64::from(drift[i * width + j]) - product).abs() <= bound, "{order:?} {place:?} {i}, {j}");
+                }
+            }
+            assert_eq!(drift.iter().all(|sum| *sum == 0.0), d.iter().all(|d| *d == 0.0), "{order:?} {place:?}");
+        }
+    }
+}
+
 #[test]
 fn stages_that_nobody_wants_are_passed_over() {
     let bench = Bench::new();
@@ -223,49 +259,53 @@ fn stages_that_nobody_wants_are_passed_over() {
 
 #[test]
 fn a_restored_start_changes_no_byte() {
-    let bench = Bench::new();
-    for order in ORDERS {
-        let whole = bench.captured(order);
-        for finished in 0..=toy::LAYERS {
-            let mut resumed = Recorder { journal: whole.journal.clone(), finished, ..Recorder::default() };
-            let report = bench.drive(order, &mut resumed);
-            let late = whole.captured.iter().filter(|((block, _), _)| *block >= finished);
-            assert_eq!(resumed.captured, late.map(|(place, sums)| (*place, sums.clone())).collect::<Captured>());
-            assert_eq!((resumed.journal, report.restored), (whole.journal.clone(), finished));
+    for bench in [Bench::new(), Bench::comparing()] {
+        for order in ORDERS {
+            let whole = bench.captured(order);
+            for finished in 0..=toy::LAYERS {
+                let mut resumed = Recorder { journal: whole.journal.clone(), finished, ..Recorder::default() };
+                let report = bench.drive(order, &mut resumed);
+                let late = whole.captured.iter().filter(|((block, _), _)| *block >= finished);
+                assert_eq!(resumed.captured, late.map(|(place, sums)| (*place, sums.clone())).collect::<Captured>());
+                assert_eq!((resumed.journal, report.restored), (whole.journal.clone(), finished));
+            }
         }
     }
 }
 
 #[test]
 fn spilled_activations_change_no_byte() {
-    let bench = Bench::new();
-    let tokens: usize = LENGTHS.iter().sum();
-    let hidden_bytes = tokens * toy::HIDDEN * 4;
-    for order in ORDERS {
-        let whole = bench.captured(order);
-        for (memory, spilled) in [(0, true), (hidden_bytes, order == ORDERS[0])] {
-            let mut recorder = Recorder::default();
-            let options = DriverOptions { activation_bytes_in_memory: memory, ..bench.options(order) };
-            let report = drive(&bench.checkpoint, &bench.windows, &options, &mut recorder).unwrap();
-            assert_eq!(recorder.captured, whole.captured);
-            assert_eq!(report.spilled_bytes > 0, spilled);
-            let expected = activation_bytes(&bench.checkpoint.config, tokens, order.0, order.1);
-            assert_eq!(report.activation_bytes, expected);
+    for bench in [Bench::new(), Bench::comparing()] {
+        let tokens: usize = LENGTHS.iter().sum();
+        let hidden_bytes = tokens * toy::HIDDEN * 4;
+        for order in ORDERS {
+            let beside = bench.compare && order.0 == Inputs::Quantized;
+            let whole = bench.captured(order);
+            for (memory, spilled) in [(0, true), (hidden_bytes, order == ORDERS[0] || beside)] {
+                let mut recorder = Recorder::default();
+                let options = DriverOptions { activation_bytes_in_memory: memory, ..bench.options(order) };
+                let report = drive(&bench.checkpoint, &bench.windows, &options, &mut recorder).unwrap();
+                assert_eq!(recorder.captured, whole.captured);
+                assert_eq!(report.spilled_bytes > 0, spilled);
+                let expected = activation_bytes(&bench.checkpoint.config, tokens, order, bench.compare);
+                assert_eq!(report.activation_bytes, expected);
+            }
         }
     }
 }
 
 #[test]
 fn threads_change_no_byte() {
-    let bench = Bench::new();
-    let on = |threads, order| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| bench.captured(order)).captured
-    };
-    for order in ORDERS {
-        let single = on(1, order);
-        assert_eq!(single, on(2, order));
-        assert_eq!(single, on(7, order));
+    for bench in [Bench::new(), Bench::comparing()] {
+        let on = |threads, order| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| bench.captured(order)).captured
+        };
+        for order in ORDERS {
+            let single = on(1, order);
+            assert_eq!(single, on(2, order));
+            assert_eq!(single, on(7, order));
+        }
     }
 }
 

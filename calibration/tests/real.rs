@@ -58,6 +58,7 @@ fn a_real_model_is_walked_alike_by_any_number_of_threads() {
         let options = DriverOptions {
             inputs: Inputs::Quantized,
             sequence,
+            compare_original: false,
             activation_bytes_in_memory: usize::MAX,
             spill_folder: folder.path().to_path_buf(),
         };

@@ -18,6 +18,7 @@ pub mod compute;
 mod dispatch;
 pub mod divergence;
 pub mod doctor;
+pub mod drift;
 mod exponential;
 pub mod gemm;
 pub mod gram;

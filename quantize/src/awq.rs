@@ -16,6 +16,9 @@
 //! feed-forward network make of that error is left out. Since the identity is a candidate of the search and of the
 //! clipping, AWQ never ends above rounding to nearest on this objective.
 //!
+//! In GGUF's block formats the factors are searched for rounding on the format's own grids, fitted with the input's mean
+//! squares as importance; that fit looks for the best range itself, and nothing is clipped beside it.
+//!
 //! Errors in the report are in the units of the model as it was given: outputs scaled by the next stage's search are
 //! scaled back before they are measured, so that they compare with other methods'.
 
@@ -23,7 +26,7 @@ use crate::{
     Hessian, QuantizeError,
     fold::{Folded, FoldedBlock},
     gptq::Gptq,
-    measure::{output_energy, relative_output_error, scaled_rounding_energy},
+    measure::{output_energy, scaled_block_rounding_energy, scaled_rounding_energy},
     plan::AwqOptions,
     solver::{ClippingReport, Factorization, LayerReport, Solver, check_finite},
 };
@@ -32,6 +35,7 @@ use kernels::{
     QuantSpec, QuantizedMatrix,
     block_solve::{self, Grids},
     clip,
+    kquant::BlockType,
 };
 use model::Linear;
 use std::time::Instant;
@@ -52,10 +56,19 @@ pub struct Choice {
     pub loss_unscaled: f64,
 }
 
-/// Searches the exponent for `linears` (each with its settings), whose shared input has `statistics`; column `c`
+/// On which grid a linear will be rounded.
+#[derive(Clone, Copy, Debug)]
+pub enum Rounding<'a> {
+    /// One with a scale and a zero-point for each group.
+    Groups(&'a QuantSpec),
+    /// That of a GGUF block format.
+    Blocks(BlockType),
+}
+
+/// Searches the exponent for `linears` (each with the grid it will be rounded on), whose shared input has `statistics`; column `c`
 /// belongs to channel `channels[c]`, and `storable` makes of factors those that can be folded exactly.
 pub fn search(
-    linears: &[(&Linear, &QuantSpec)],
+    linears: &[(&Linear, Rounding<'_>)],
     statistics: &LayerStatistics,
     channels: &[usize],
     steps: u32,
@@ -64,8 +77,9 @@ pub fn search(
     let magnitudes = magnitudes(statistics, channels);
     let loss = |factors: &[f32]| -> f64 {
         let columns: Vec<f32> = channels.iter().map(|&channel| factors[channel]).collect();
-        let of = |(linear, spec): &(&Linear, &QuantSpec)| {
-            scaled_rounding_energy(&linear.weight, &columns, &statistics.gram, spec)
+        let of = |(linear, rounding): &(&Linear, Rounding<'_>)| match *rounding {
+            Rounding::Groups(spec) => scaled_rounding_energy(&linear.weight, &columns, &statistics.gram, spec),
+            Rounding::Blocks(kind) => scaled_block_rounding_energy(&linear.weight, &columns, &statistics.gram, kind),
         };
         linears.iter().map(of).sum()
     };
@@ -146,10 +160,7 @@ impl Solver for Awq {
     fn output_error(&self, linear: &Linear, changed: &[f32], hessian: &Hessian<'_>) -> f64 {
         let none = Folded::nothing(linear);
         let folded = self.folded.modules.get(&linear.name).unwrap_or(&none);
-        let restored = |scaled: &[f32]| folded.rows_restored(scaled, linear.inputs);
-        let (weight, changed) = (restored(&linear.weight), restored(changed));
-        let energy = output_energy(&weight, hessian.gram(), linear.inputs);
-        relative_output_error(&weight, &changed, energy, hessian.gram(), linear.inputs)
+        folded.output_error(linear, changed, hessian)
     }
 }
 

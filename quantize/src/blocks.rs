@@ -4,6 +4,7 @@
 //! rtn                   grids fitted to the weights, each rounded to the nearest code
 //! rtn with calibration  the same, errors weighted by the columns' mean squared activations
 //! gptq                  grids fitted, errors weighted by H_ii; then GPTQ's walk over the columns on these grids
+//! awq, awq+gptq         inputs scaled first (`crate::fold`), then as with calibration, or as gptq
 //! ```
 //!
 //! In GPTQ an error in column `i` alone costs `H_ii`, so that is its weight in the fit. A grid is whole, the scales of
@@ -13,8 +14,9 @@
 
 use crate::{
     Hessian, QuantizeError,
-    gptq::zero_dead_columns,
-    measure::output_error,
+    fold::Folded,
+    gptq::target,
+    measure::{output_energy, output_error},
     order::column_plan,
     plan::Method,
     solver::{Factorization, LayerReport, check_finite},
@@ -36,6 +38,8 @@ pub struct BlockSolver {
     pub method: Method,
     /// `λ` relative to the mean of the Hessian's diagonal.
     pub damping: f64,
+    /// Share of the input's drift that is made up for, where it was captured.
+    pub input_correction: f64,
     /// Order of columns.
     pub act_order: ActOrder,
 }
@@ -84,12 +88,12 @@ impl BlockSolver {
         kind: BlockType,
         importance: Option<&[f32]>,
         hessian: &mut Hessian<'_>,
+        folded: Option<&Folded>,
     ) -> Result<(BlockMatrix, LayerReport), QuantizeError> {
         let started = Instant::now();
         check_finite(linear)?;
-        let plain = BlockMatrix::quantize(&linear.weight, linear.inputs, kind, Weighting::Plain);
         let mut report = LayerReport::unmeasured(linear, &spec(kind, self.act_order));
-        let matrix = if self.method == Method::Gptq {
+        let matrix = if self.method.compensates() {
             self.compensated(linear, kind, hessian, &mut report)?
         } else {
             let columns = importance.unwrap_or(hessian.diagonal());
@@ -97,8 +101,12 @@ impl BlockSolver {
         };
         report.blocks = Some(kind);
         report.tokens = hessian.tokens();
-        report.error_round_to_nearest = Some(output_error(linear, &plain.dequantize(), hessian));
-        report.error = Some(output_error(linear, &matrix.dequantize(), hessian));
+        report.error_round_to_nearest = Some(error_of_nearest(linear, kind, hessian, folded));
+        report.error = Some(match folded {
+            Some(folded) => folded.output_error(linear, &matrix.dequantize(), hessian),
+            None => output_error(linear, &matrix.dequantize(), hessian),
+        });
+        report.scaling = folded.and_then(|folded| folded.report.clone());
         report.dead_columns = hessian.dead().to_vec();
         report.seconds = started.elapsed().as_secs_f64();
         Ok((matrix, report))
@@ -114,7 +122,7 @@ impl BlockSolver {
         let blockwise = QuantSpec { group_size: Some(kind.columns()), ..spec(kind, self.act_order) };
         let plan = column_plan(hessian.diagonal(), &blockwise);
         let factor = hessian.factor(&plan.order, self.damping, &linear.name)?;
-        let weight = zero_dead_columns(linear, hessian.dead());
+        let weight = target(linear, hessian, &factor, self.input_correction);
         report.factorization = Some(Factorization::of(&factor, self.damping));
         let plan = BlockPlan {
             kind,
@@ -124,4 +132,18 @@ impl BlockSolver {
         };
         Ok(compensate(&weight, &factor.upper, &plan))
     }
+}
+
+/// What plainly rounding the weights as they were given would cost, in the outputs of the model as it was given.
+fn error_of_nearest(linear: &Linear, kind: BlockType, hessian: &Hessian<'_>, folded: Option<&Folded>) -> f64 {
+    let (gram, width) = (hessian.gram(), linear.inputs);
+    let rounded = |weight: &[f32]| BlockMatrix::quantize(weight, width, kind, Weighting::Plain).dequantize();
+    let Some(folded) = folded else { return output_error(linear, &rounded(&linear.weight), hessian) };
+    // The input is `x / s`, so that an error E of the given weight does as much harm as E·s here.
+    let mut nearest = folded.given(&linear.weight, width);
+    let plain = rounded(&nearest);
+    nearest.iter_mut().zip(plain).for_each(|(w, q)| *w -= q);
+    folded.multiply_columns(&mut nearest);
+    let whole = output_energy(&folded.rows_restored(&linear.weight, width), gram, width);
+    if whole > 0.0 { output_energy(&nearest, gram, width).max(0.0) / whole } else { 0.0 }
 }

@@ -300,11 +300,16 @@ impl Options {
         ];
         if self.method.scales() {
             rows.push(("scaled inputs", format!("{} ({} exponents)", scaled(&self.awq, ", "), self.awq.steps)));
-            rows.push(("clipping", if self.awq.clip { "on" } else { "off" }.to_owned()));
+            if self.block_mixture().is_none() {
+                rows.push(("clipping", if self.awq.clip { "on" } else { "off" }.to_owned()));
+            }
         }
         if self.method.compensates() {
             rows.push(("act-order", act_order_described(self.act_order).to_owned()));
             rows.push(("damping", self.damping.to_string()));
+            if self.corrects() {
+                rows.push(("input correction", self.input_correction.to_string()));
+            }
         }
         if !self.calibration.is_empty() {
             rows.push(("inputs", name_of(&self.inputs)));

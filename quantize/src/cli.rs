@@ -152,6 +152,13 @@ struct Weights {
     /// Added to the Hessian's diagonal, as a share of its mean; raised if the factorization fails, which is reported
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     damping: f64,
+    /// Share of the earlier layers' error that GPTQ makes up for in each layer: 0 none, 1 all that least squares can
+    ///
+    /// Asymmetric calibration (as in GPTAQ): the original model runs beside, and a layer's outputs are to be those that it
+    /// had there, not those of the given weights on the inputs that quantized layers leave. Takes another pass over the
+    /// text and twice the activations. A share below 1 can be better, since the text is finite: see docs/results.md.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    input_correction: f64,
     /// Exponents of the input's magnitude that AWQ tries beside 0, which is no scaling
     #[arg(long, value_name = "COUNT", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=1000))]
     awq_steps: u32,
@@ -333,6 +340,7 @@ impl Weights {
             act_order: self.act_order.into(),
             scale_search: self.scale_search.into(),
             damping: self.damping,
+            input_correction: self.input_correction,
             compute: self.compute.into(),
             awq: AwqOptions {
                 steps: self.awq_steps,

@@ -5,12 +5,13 @@
 //! names; they go into the journal and the checkpoint.
 
 use crate::{
-    QuantizeError, awq,
+    Hessian, QuantizeError,
+    awq::{self, Rounding},
+    measure::{output_energy, relative_output_error},
     plan::ValidPlan,
     solver::{ScalingReport, check_finite},
 };
 use calibration::LayerStatistics;
-use kernels::QuantSpec;
 use model::{Block, Linear, Stage};
 use std::collections::BTreeMap;
 
@@ -75,8 +76,11 @@ pub fn fold(
 }
 
 /// The linears of `stage` with their settings, if it is to be scaled and nothing that stays in full precision changes.
-fn scalable<'a>(plan: &'a ValidPlan, block: &'a Block, stage: Stage) -> Option<Vec<(&'a Linear, &'a QuantSpec)>> {
-    let quantized = |linear: &Linear| plan.spec_of(&linear.name);
+fn scalable<'a>(plan: &'a ValidPlan, block: &'a Block, stage: Stage) -> Option<Vec<(&'a Linear, Rounding<'a>)>> {
+    let quantized = |linear: &Linear| {
+        let spec = plan.spec_of(&linear.name)?;
+        Some(plan.blocks_of(&linear.name).map_or(Rounding::Groups(spec), Rounding::Blocks))
+    };
     let producer = block.producing_rows(stage).is_none_or(|(producer, _)| quantized(producer).is_some());
     if !producer || !plan.options.awq.scaled.contains(&stage) {
         return None;
@@ -103,6 +107,14 @@ impl Folded {
             row.iter_mut().zip(&self.columns).for_each(|(weight, factor)| *weight /= factor);
         }
         given
+    }
+
+    /// The relative error of the outputs that the model as it was given had, of `changed` in place of the scaled weight.
+    pub fn output_error(&self, linear: &Linear, changed: &[f32], hessian: &Hessian<'_>) -> f64 {
+        let restored = |scaled: &[f32]| self.rows_restored(scaled, linear.inputs);
+        let (weight, changed) = (restored(&linear.weight), restored(changed));
+        let energy = output_energy(&weight, hessian.gram(), linear.inputs);
+        relative_output_error(&weight, &changed, energy, hessian.gram(), linear.inputs)
     }
 
     /// Multiplies the columns of `weight` by the factors.

@@ -15,6 +15,20 @@
 //! Q   = Q[P⁻¹]                                  codes in stored order, groups by index
 //! ```
 //!
+//! With an *input correction* (asymmetric calibration, as in GPTAQ, Li et al. 2025) the quantized layer is to give on the
+//! input `X` that quantized layers leave it what the given one gave in the original model on `X̃ = X + D`. Then
+//!
+//! ```text
+//! J(Q) = ‖Q X − W X̃‖² + λ‖Q − W‖²
+//!      = (Q−W) H (Q−W)ᵀ − 2 (Q−W) X Dᵀ Wᵀ + const     H = X Xᵀ + λ as above; the trace is left out
+//!      = (Q−T) H (Q−T)ᵀ + const,   T = W + W D Xᵀ H⁻¹
+//! ```
+//!
+//! so that GPTQ on the target `T` in place of `W` minimises `J`: whichever columns are rounded already, what it makes of
+//! the others is the least of `J` given those. (The published method takes up the drift of a column only in the columns
+//! after it and leaves the column itself as it was: a triangle of the same correction.) `T` needs nothing but the sums
+//! `D Xᵀ` and the factor; groups and grids are fitted on it. A share `α` of the correction has the target `W + α (T − W)`.
+//!
 //! `W` is `[outputs, inputs]`. The order is [`crate::order`], damping and factor are [`crate::hessian`], the loop over
 //! columns is `kernels::block_solve`; the factor is shared by all linears of a stage that visit columns alike.
 
@@ -28,6 +42,7 @@ use crate::{
 use kernels::{
     QuantSpec, QuantizedMatrix,
     block_solve::{self, Grids},
+    drift,
 };
 use model::Linear;
 use std::{rc::Rc, time::Instant};
@@ -36,6 +51,8 @@ use std::{rc::Rc, time::Instant};
 pub struct Gptq {
     /// `λ` relative to the mean of the Hessian's diagonal.
     pub damping: f64,
+    /// `α`: how much of the input's drift is made up for, where it was captured.
+    pub input_correction: f64,
 }
 
 impl Solver for Gptq {
@@ -65,9 +82,9 @@ impl Gptq {
         grids: impl FnOnce(&[f32], &[f32], &[u32]) -> Option<Grids>,
     ) -> Result<(QuantizedMatrix, Rc<Factor>), QuantizeError> {
         let plan = column_plan(hessian.diagonal(), spec);
-        let weight = zero_dead_columns(linear, hessian.dead());
-        let grids = grids(&weight, hessian.gram(), &plan.group_index);
         let factor = hessian.factor(&plan.order, self.damping, &linear.name)?;
+        let weight = target(linear, hessian, &factor, self.input_correction);
+        let grids = grids(&weight, hessian.gram(), &plan.group_index);
         let matrix = match grids {
             Some(grids) => block_solve::compensate_on(&weight, &factor.upper, &plan, spec, &grids),
             None => block_solve::compensate(&weight, &factor.upper, &plan, spec),
@@ -99,8 +116,19 @@ impl Gptq {
     }
 }
 
+/// What is to be rounded: `W` without dead columns, and the correction of the input's drift.
+pub(crate) fn target(linear: &Linear, hessian: &Hessian<'_>, factor: &Factor, input_correction: f64) -> Vec<f32> {
+    let mut weight = zero_dead_columns(linear, hessian.dead());
+    let Some(drift) = hessian.drift().filter(|_| input_correction > 0.0) else { return weight };
+    let correction = drift::correction(&linear.weight, drift, hessian.scale(), &factor.order, &factor.upper);
+    for (weight, correction) in weight.iter_mut().zip(correction) {
+        *weight += input_correction as f32 * correction;
+    }
+    weight
+}
+
 /// The weight with columns whose input is always zero set to zero: they cost nothing and need no code but zero's.
-pub(crate) fn zero_dead_columns(linear: &Linear, dead: &[usize]) -> Vec<f32> {
+fn zero_dead_columns(linear: &Linear, dead: &[usize]) -> Vec<f32> {
     let mut weight = linear.weight.clone();
     for row in weight.chunks_exact_mut(linear.inputs) {
         for &column in dead {

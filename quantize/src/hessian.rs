@@ -67,6 +67,16 @@ impl<'a> Hessian<'a> {
         &self.statistics.gram
     }
 
+    /// How far the input has drifted from the original model's: [`LayerStatistics::drift`], where that was captured.
+    pub fn drift(&self) -> Option<&[f32]> {
+        self.statistics.drift.as_deref()
+    }
+
+    /// What `H` is of `XᵀX`: `2 / tokens`.
+    pub fn scale(&self) -> f32 {
+        2.0 / self.tokens().max(1) as f32
+    }
+
     /// `diag H`, undamped; 0 for dead columns.
     pub fn diagonal(&self) -> &[f32] {
         &self.diagonal
@@ -106,7 +116,7 @@ impl<'a> Hessian<'a> {
     /// `H` with dead columns decoupled and `λ` on its diagonal, rows and columns in `order`.
     fn damped(&self, order: &[usize], damping: f64) -> Vec<f32> {
         let width = order.len();
-        let scale = 2.0 / self.tokens().max(1) as f32;
+        let scale = self.scale();
         let lambda = damping * self.mean_diagonal();
         let mut h = Vec::with_capacity(width * width);
         for (position, &row) in order.iter().enumerate() {

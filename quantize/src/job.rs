@@ -182,6 +182,7 @@ impl Job {
         let options = driver::DriverOptions {
             inputs: self.plan.options.inputs,
             sequence: self.plan.options.sequence,
+            compare_original: self.plan.options.corrects(),
             activation_bytes_in_memory: usize::try_from(self.cost.activations_in_memory).unwrap_or(usize::MAX),
             spill_folder: journal.folder().to_owned(),
         };

@@ -4,7 +4,10 @@
 //! float32, sums over a row and over rows float64, in an order fixed by the shape.
 
 use crate::Hessian;
-use kernels::{QuantSpec, block_solve, gemm};
+use kernels::{
+    QuantSpec, block_solve, gemm,
+    kquant::{BlockMatrix, BlockType, Weighting},
+};
 use model::Linear;
 use rayon::prelude::*;
 
@@ -20,15 +23,33 @@ pub fn output_energy(a: &[f32], gram: &[f32], width: usize) -> f64 {
 /// `‖E X‖²` for `E = round(W·s) / s − W`: what rounding to nearest costs when column `c` of `weight` (`[rows, width]`)
 /// is multiplied by `factors[c]` and its input divided by it.
 pub fn scaled_rounding_energy(weight: &[f32], factors: &[f32], gram: &[f32], spec: &QuantSpec) -> f64 {
+    scaled_error_energy(weight, factors, gram, |scaled| {
+        block_solve::rounding_errors(scaled, factors.len(), spec);
+    })
+}
+
+/// The same for rounding to blocks of `kind`, fitted with `gram`'s diagonal as the columns' importance.
+pub fn scaled_block_rounding_energy(weight: &[f32], factors: &[f32], gram: &[f32], kind: BlockType) -> f64 {
+    let width = factors.len();
+    let diagonal = gram.iter().step_by(width + 1).zip(factors);
+    let importance: Vec<f32> = diagonal.map(|(square, factor)| square / (factor * factor)).collect();
+    scaled_error_energy(weight, factors, gram, |scaled| {
+        let rounded = BlockMatrix::quantize(scaled, width, kind, Weighting::Importance(&importance)).dequantize();
+        scaled.iter_mut().zip(rounded).for_each(|(w, q)| *w -= q);
+    })
+}
+
+/// `‖E X‖²` for what `errors` leaves of the scaled rows, scaled back.
+fn scaled_error_energy(weight: &[f32], factors: &[f32], gram: &[f32], errors: impl Fn(&mut [f32]) + Sync) -> f64 {
     let width = factors.len();
     let error_energy = |rows: &[f32]| {
         let scaled = rows.chunks_exact(width).flat_map(|row| row.iter().zip(factors).map(|(w, factor)| w * factor));
-        let mut errors: Vec<f32> = scaled.collect();
-        block_solve::rounding_errors(&mut errors, width, spec);
-        for row in errors.chunks_exact_mut(width) {
+        let mut left: Vec<f32> = scaled.collect();
+        errors(&mut left);
+        for row in left.chunks_exact_mut(width) {
             row.iter_mut().zip(factors).for_each(|(error, factor)| *error /= factor);
         }
-        energy(&errors, gram, width)
+        energy(&left, gram, width)
     };
     let parts: Vec<f64> = weight.par_chunks(ROWS_AT_ONCE * width).map(error_energy).collect();
     parts.iter().sum()

@@ -78,6 +78,9 @@ pub struct Options {
     pub scale_search: ScaleSearch,
     /// Relative damping.
     pub damping: f64,
+    /// Share of the error of earlier layers that a layer makes up for; 0 is none.
+    #[serde(default)]
+    pub input_correction: f64,
     /// Settings of AWQ.
     #[serde(default)]
     pub awq: AwqOptions,
@@ -163,6 +166,7 @@ impl Options {
                 self.damping
             )));
         }
+        self.check_correction()?;
         check_formats(&self.formats)?;
         if self.method != Method::Rtn && self.calibration.is_empty() {
             return Err(QuantizeError::Option(format!(
@@ -198,6 +202,26 @@ impl Options {
         }
     }
 
+    /// Whether layers make up for the error of those before them.
+    pub fn corrects(&self) -> bool {
+        self.input_correction > 0.0
+    }
+
+    fn check_correction(&self) -> Result<(), QuantizeError> {
+        let share = self.input_correction;
+        let refuse = |what: &str| Err(QuantizeError::Option(format!("--input-correction {share}: {what}")));
+        if !(0.0..=1.0).contains(&share) {
+            return refuse("give a share from 0, nothing, to 1, all that least squares can");
+        }
+        if self.corrects() && !self.method.compensates() {
+            return refuse("is part of GPTQ's error compensation: use --method gptq or awq+gptq");
+        }
+        if self.corrects() && self.inputs == Inputs::Original {
+            return refuse("makes up for the error of quantized layers, which --inputs original doesn't see");
+        }
+        Ok(())
+    }
+
     /// Refuses settings that blocks can't follow, and importance where there are no blocks.
     fn check_blocks(&self) -> Result<(), QuantizeError> {
         let refuse = |what: &str| Err(QuantizeError::Option(what.to_owned()));
@@ -212,16 +236,13 @@ impl Options {
                 "--override sets bits and group size, which a GGUF mixture sets itself: choose another mixture",
             );
         }
-        if self.method.scales() {
-            return refuse(
-                "--method awq scales for groups, and GGUF's blocks have grids of their own: use gptq or rtn",
-            );
-        }
-        if self.method == Method::Gptq && self.act_order == ActOrder::Desc {
+        if self.method.compensates() && self.act_order == ActOrder::Desc {
             return refuse("--act-order desc needs a group index, which GGUF's blocks don't have: use static");
         }
-        if self.method == Method::Gptq && self.imatrix.is_some() {
-            return refuse("--method gptq weighs errors by the Hessian: give --imatrix with --method rtn");
+        if self.method != Method::Rtn && self.imatrix.is_some() {
+            return refuse(
+                "only --method rtn takes --imatrix: the others weigh errors by inputs they measure themselves",
+            );
         }
         Ok(())
     }
@@ -365,6 +386,7 @@ mod tests {
             act_order: ActOrder::Static,
             scale_search: ScaleSearch::MinMax,
             damping: 0.01,
+            input_correction: 0.0,
             awq: AwqOptions::default(),
             inputs: Inputs::Quantized,
             sequence: Sequence::Module,

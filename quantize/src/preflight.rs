@@ -59,9 +59,9 @@ pub fn estimate(
     out: &Path,
 ) -> Result<Cost, QuantizeError> {
     let tokens = windows.iter().map(Vec::len).sum();
-    let (inputs, sequence) = (plan.options.inputs, plan.options.sequence);
+    let order = (plan.options.inputs, plan.options.sequence);
     let needed = memory_needed(plan, windows, threads);
-    let activations = driver::activation_bytes(&checkpoint.config, tokens, inputs, sequence) as u64;
+    let activations = driver::activation_bytes(&checkpoint.config, tokens, order, plan.options.corrects()) as u64;
     let available = machine::available_memory().map(|bytes| (bytes as f64 * SHARE_OF_MEMORY) as u64);
     let memory_limit = memory.or(available);
     let room = memory_limit.map_or(activations, |limit| limit.saturating_sub(needed));
@@ -124,13 +124,21 @@ fn memory_needed(plan: &ValidPlan, windows: &[Vec<u32>], threads: usize) -> u64 
         return BASE_MEMORY + solving;
     }
     let options = &plan.options;
+    let copies = if options.corrects() { 2 } else { 1 };
     let captured_at_once =
         options.sequence == Sequence::Block || options.inputs == Inputs::Original || options.method.scales();
     let squares: Vec<u64> = stage_widths(&plan.modules).values().map(|width| width * width * 4).collect();
     let captured = if captured_at_once { squares.iter().sum() } else { squares.iter().max().copied().unwrap_or(0) };
     let factored = squares.iter().max().copied().unwrap_or(0) * (HESSIAN_COPIES - 1);
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0) as u64;
-    BASE_MEMORY + solving + captured + factored + threads as u64 * longest * widest * 4 * WINDOW_COPIES
+    // Beside each Hessian the drift's sums, beside the block the one that was given.
+    let compared = (copies - 1) * block * 4;
+    BASE_MEMORY
+        + solving
+        + compared
+        + copies * captured
+        + factored
+        + threads as u64 * longest * widest * 4 * WINDOW_COPIES
 }
 
 /// The journal (a byte for a code), the checkpoints, and what is copied of the source into each.
@@ -190,10 +198,15 @@ fn seconds_needed(
     let scales = plan.options.method.scales();
     let captures = if scales && (inputs, sequence) == (Inputs::Quantized, Sequence::Module) { 2.0 } else { 1.0 };
     let twice = inputs == Inputs::Quantized && (scales || sequence == Sequence::Block);
+    let streams = if plan.options.corrects() { 2.0 } else { 1.0 };
     let passes = if twice { 2 } else { 1 };
     let all: u64 = plan.modules.iter().map(weights).sum();
     let forward = (all * passes * tokens as u64) as f64;
-    Ok((forward + captures * capture_work(plan, tokens) + solve_work(plan) + search_work(plan)) / rate / threads as f64)
+    // The drift's sums have no symmetry: twice the work of the Gram matrix's.
+    let captures = captures + 2.0 * (streams - 1.0);
+    Ok((streams * forward + captures * capture_work(plan, tokens) + solve_work(plan) + search_work(plan))
+        / rate
+        / threads as f64)
 }
 
 /// Multiplications of the Gram sums: half a square for each token.

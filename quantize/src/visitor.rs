@@ -7,11 +7,10 @@ use crate::{
     fold::{self, FoldedBlock, Tensors},
     gptq::Gptq,
     journal::Solved,
-    measure,
     plan::{HEAD, Method, Options, ValidPlan},
     rtn::RoundToNearest,
 };
-use calibration::{CalibrationError, LayerStatistics, Visitor, adequacy::check_statistics};
+use calibration::{CalibrationError, LayerStatistics, Visitor, adequacy::check_statistics, driver::Divisors};
 use console::Progress;
 use model::{
     Block, Linear, Stage,
@@ -50,8 +49,8 @@ impl<'a> Quantizer<'a> {
         importance: Option<&'a Importance>,
         progress: &'a mut Progress,
     ) -> Self {
-        let Options { method, damping, act_order, .. } = plan.options;
-        let gptq = Gptq { damping };
+        let Options { method, damping, input_correction, act_order, .. } = plan.options;
+        let gptq = Gptq { damping, input_correction };
         let awq =
             |compensation| Awq { options: plan.options.awq.clone(), compensation, folded: FoldedBlock::default() };
         let algorithm = match method {
@@ -60,7 +59,7 @@ impl<'a> Quantizer<'a> {
             Method::Awq => Algorithm::Awq(awq(None)),
             Method::AwqGptq => Algorithm::Awq(awq(Some(gptq))),
         };
-        let block_solver = BlockSolver { method, damping, act_order };
+        let block_solver = BlockSolver { method, damping, input_correction, act_order };
         let (sums, parts) = (BTreeMap::new(), 0);
         Self { plan, journal, algorithm, block_solver, importance, sums, progress, parts }
     }
@@ -92,7 +91,11 @@ impl<'a> Quantizer<'a> {
             self.sums.insert(linear.name.clone(), sums_of(statistics));
             let (matrix, mut report): Solved = if let Some(kind) = self.plan.blocks_of(&linear.name) {
                 let importance = self.importance.and_then(|known| known.get(&linear.name)).map(Vec::as_slice);
-                let (matrix, report) = self.block_solver.solve(linear, kind, importance, &mut hessian)?;
+                let folded = match &self.algorithm {
+                    Algorithm::Awq(awq) => awq.folded.modules.get(&linear.name),
+                    Algorithm::Plain(_) => None,
+                };
+                let (matrix, report) = self.block_solver.solve(linear, kind, importance, &mut hessian, folded)?;
                 (matrix.into(), report)
             } else {
                 let (matrix, report) = self.solver().solve(linear, spec, &mut hessian)?;
@@ -123,10 +126,7 @@ impl<'a> Quantizer<'a> {
         report: &LayerReport,
         hessian: &Hessian<'_>,
     ) -> Result<(), QuantizeError> {
-        let error = match report.blocks {
-            Some(_) => measure::output_error(linear, weight, hessian),
-            None => self.solver().output_error(linear, weight, hessian),
-        };
+        let error = self.solver().output_error(linear, weight, hessian);
         if report.error == Some(error) {
             return Ok(());
         }
@@ -171,11 +171,14 @@ impl Visitor for Quantizer<'_> {
         &mut self,
         block: &mut Block,
         captured: &mut [(Stage, LayerStatistics)],
-    ) -> Result<(), CalibrationError> {
-        if let Algorithm::Awq(awq) = &mut self.algorithm {
-            awq.folded = fold::fold(self.plan, block, captured)?;
-        }
-        Ok(())
+    ) -> Result<Divisors, CalibrationError> {
+        let Algorithm::Awq(awq) = &mut self.algorithm else { return Ok(Divisors::new()) };
+        awq.folded = fold::fold(self.plan, block, captured)?;
+        let first = |(stage, _): &(Stage, LayerStatistics)| {
+            let folded = awq.folded.modules.get(&block.linears(*stage)[0].name);
+            folded.map(|folded| (*stage, folded.columns.clone()))
+        };
+        Ok(captured.iter().filter_map(first).collect())
     }
 
     fn stage(

@@ -11,7 +11,7 @@ use model::{Checkpoint, Linear};
 use proptest::prelude::*;
 use quantize::{
     AwqOptions, Hessian, Solver,
-    awq::{Awq, search},
+    awq::{Awq, Rounding, search},
     fold::FoldedBlock,
     gptq::Gptq,
 };
@@ -76,16 +76,17 @@ fn two_columns_by_hand() {
     // error of 0.217 · 4 that meets 1: 0.751.
     let linear = linear(2, vec![3.0, 0.4]);
     let (spec, statistics) = (spec(2, None, false), statistics(&[1.0, 16.0], 2));
-    let find = |steps| search(&[(&linear, &spec)], &statistics, &[0, 1], steps, <[f32]>::to_vec);
+    let find = |steps| search(&[(&linear, Rounding::Groups(&spec))], &statistics, &[0, 1], steps, <[f32]>::to_vec);
     let found = find(2);
     assert_eq!((found.exponent, found.factors.as_slice()), (1.0, &[0.25, 4.0][..]));
     assert!((found.loss_unscaled - 40.96).abs() < 1e-4 && (found.loss - 0.751).abs() < 0.01, "{found:?}");
     // Where what is stored allows only the identity, it is the identity.
-    let stuck = search(&[(&linear, &spec)], &statistics, &[0, 1], 20, |factors| vec![1.0; factors.len()]);
+    let stuck =
+        search(&[(&linear, Rounding::Groups(&spec))], &statistics, &[0, 1], 20, |factors| vec![1.0; factors.len()]);
     assert_eq!((stuck.exponent, stuck.loss), (0.0, stuck.loss_unscaled));
     assert_eq!(find(0).exponent, 0.0);
     // Tied channels share the mean magnitude, and with one channel there is nothing to scale.
-    let tied = search(&[(&linear, &spec)], &statistics, &[0, 0], 20, <[f32]>::to_vec);
+    let tied = search(&[(&linear, Rounding::Groups(&spec))], &statistics, &[0, 0], 20, <[f32]>::to_vec);
     assert_eq!((tied.exponent, tied.factors.as_slice()), (0.0, &[1.0][..]));
 }
 
@@ -119,7 +120,7 @@ proptest! {
     ) {
         let (linears, x) = problem(seed, outputs, inputs, tokens);
         let (statistics, spec) = (statistics(&x, inputs), spec(bits, group_size, symmetric));
-        let pairs: Vec<(&Linear, &QuantSpec)> = linears.iter().map(|linear| (linear, &spec)).collect();
+        let pairs: Vec<(&Linear, Rounding<'_>)> = linears.iter().map(|linear| (linear, Rounding::Groups(&spec))).collect();
         let channels: Vec<usize> = (0..inputs).collect();
         let found = search(&pairs, &statistics, &channels, 20, <[f32]>::to_vec);
         prop_assert!(found.loss <= found.loss_unscaled);
@@ -172,7 +173,7 @@ fn without_clipping_and_scaling_the_integers_are_those_of_the_plain_methods() {
     let plain = AwqOptions { clip: false, ..AwqOptions::default() };
     for act_order in [ActOrder::None, ActOrder::Desc, ActOrder::Static, ActOrder::Group] {
         let spec = QuantSpec { act_order, ..spec(3, Some(16), false) };
-        let gptq = || Gptq { damping: 0.01 };
+        let gptq = || Gptq { damping: 0.01, input_correction: 0.0 };
         let (ours, report) = awq(plain.clone(), Some(gptq()), &linears[0], &spec, &statistics).unwrap();
         let mut hessian = Hessian::new(&statistics, "q").unwrap();
         let (theirs, plain_report) = gptq().solve(&linears[0], &spec, &mut hessian).unwrap();
@@ -199,7 +200,7 @@ fn compensation_beats_rounding_on_the_same_clipped_grids() {
         let spec = QuantSpec { act_order, ..spec(3, Some(16), false) };
         awq(AwqOptions::default(), compensation, &linears[0], &spec, &statistics).unwrap()
     };
-    let gptq = || Some(Gptq { damping: 0.01 });
+    let gptq = || Some(Gptq { damping: 0.01, input_correction: 0.0 });
     for act_order in [ActOrder::None, ActOrder::Static, ActOrder::Group] {
         let ((compensated, after), (rounded, before)) = (solve(act_order, gptq()), solve(act_order, None));
         assert_eq!(after.clipping, before.clipping);

@@ -123,6 +123,8 @@ fn every_method_order_width_and_zero_point_is_proven() {
         "--method awq --bits 2 --group-size -1 --sequence block --awq-scale output,down",
         "--method awq+gptq --bits 3 --act-order desc --asymmetric --format gptq_v2",
         "--method awq+gptq --bits 8 --inputs original --awq-steps 5 --awq-no-clip",
+        "--bits 3 --asymmetric --act-order desc --format gptq_v2 --input-correction 0.5",
+        "--method awq+gptq --asymmetric --sequence block --input-correction 1",
     ];
     for setting in settings {
         let group = if setting.contains("--group-size") { "" } else { "--group-size 32" };
@@ -153,9 +155,9 @@ fn rounding_needs_no_calibration() {
 #[test]
 fn one_thread_and_two_give_the_same_bytes() {
     let bench = Bench::new(&Toy { blocks: 3 });
-    for method in ["gptq", "awq", "awq+gptq"] {
+    for method in ["gptq", "awq", "awq+gptq", "gptq --input-correction 1", "awq+gptq --input-correction 1"] {
         let run = |threads: usize| {
-            let out = format!("{method}-{threads}");
+            let out = format!("{}-{threads}", method.replace(' ', ""));
             bench.succeed(&format!("{SMALL} --method {method} --threads {threads}"), &out);
             bench.path(&out)
         };
@@ -165,16 +167,18 @@ fn one_thread_and_two_give_the_same_bytes() {
 
 #[test]
 fn activations_in_a_file_give_the_same_bytes_as_in_memory() {
-    let bench = Bench::new(&Toy { blocks: 2 });
-    bench.succeed(SMALL, "roomy");
-    // Less than the program itself needs is refused with both numbers; little more leaves no room for activations.
-    let error = bench.fail(&format!("{SMALL} --memory 1MiB"), "cramped");
-    assert!(error.contains("of memory, but there are 1.00 MiB"), "{error}");
-    let plan = text(&bench.succeed(&format!("{SMALL} --dry-run --json"), "cramped").stdout);
-    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
-    let output = bench.succeed(&format!("{SMALL} --memory {}", plan["memory"]), "cramped");
-    assert!(text(&output.stderr).contains("of activations in a temporary file"), "{}", text(&output.stderr));
-    assert_same(&bench.path("roomy"), &bench.path("cramped"));
+    for arguments in [SMALL.to_owned(), format!("{SMALL} --input-correction 1")] {
+        let bench = Bench::new(&Toy { blocks: 2 });
+        bench.succeed(&arguments, "roomy");
+        // Less than the program itself needs is refused with both numbers; little more leaves no room for activations.
+        let error = bench.fail(&format!("{arguments} --memory 1MiB"), "cramped");
+        assert!(error.contains("of memory, but there are 1.00 MiB"), "{error}");
+        let plan = text(&bench.succeed(&format!("{arguments} --dry-run --json"), "cramped").stdout);
+        let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+        let output = bench.succeed(&format!("{arguments} --memory {}", plan["memory"]), "cramped");
+        assert!(text(&output.stderr).contains("of activations in a temporary file"), "{}", text(&output.stderr));
+        assert_same(&bench.path("roomy"), &bench.path("cramped"));
+    }
 }
 
 const LONG: &str = "--calibration text.txt --samples 96 --sequence-length 128 --group-size 32 --threads 1 --lm-head";
@@ -218,6 +222,22 @@ fn a_killed_run_of_awq_goes_on_with_what_it_had_folded() {
     kill_after(&bench, &arguments, 3, "killed");
     bench.succeed(&arguments, "killed");
     assert_same(&bench.path("whole"), &bench.path("killed"));
+}
+
+#[test]
+fn a_killed_run_with_the_original_model_beside_ends_in_the_same_bytes() {
+    let bench = Bench::new(&Toy { blocks: 6 });
+    for method in ["--lm-head --bits 3", "--method awq+gptq --bits 3 --asymmetric"] {
+        let arguments = LONG.replace("--lm-head", &format!("{method} --overwrite --input-correction 1"));
+        bench.succeed(&arguments, "whole");
+        kill_after(&bench, &arguments, 3, "killed");
+        bench.succeed(&arguments, "killed");
+        assert_same(&bench.path("whole"), &bench.path("killed"));
+        bench.succeed(&arguments.replace("correction 1", "correction 0"), "without");
+        let weights = |out: &str| fs::read(bench.path(out).join("model.safetensors")).unwrap();
+        assert!(weights("whole") != weights("without"), "{method}: nothing was corrected");
+        fs::remove_dir_all(bench.path("killed")).unwrap();
+    }
 }
 
 #[test]
@@ -293,6 +313,11 @@ fn what_can_t_be_done_is_said_in_a_sentence() {
         ("--method rtn --group-size 4", "a group of 4 columns is too small"),
         ("--method rtn --group-size 0", "a group size of 0 is none"),
         ("--method rtn --damping -1", "unexpected argument"),
+        ("--method rtn --input-correction 1", "use --method gptq or awq+gptq"),
+        ("--method awq --calibration text.txt --input-correction 1", "use --method gptq or awq+gptq"),
+        ("--calibration text.txt --input-correction 1.5", "give a share from 0"),
+        ("--calibration text.txt --input-correction nan", "give a share from 0"),
+        ("--calibration text.txt --input-correction 1 --inputs original", "which --inputs original doesn't see"),
         ("--method rtn --skip *.nothing", "`*.nothing` matches no linear"),
         ("--method rtn --skip *", "every linear is skipped"),
         ("--method rtn --override *.q_proj:bits=5", "model.layers.0.self_attn.q_proj: 5 bits are not supported"),

@@ -192,6 +192,7 @@ impl Settings {
             act_order: named("act-order", self.act_order.as_deref().unwrap_or("none"))?,
             scale_search: named("scale-search", &self.scale_search)?,
             damping: self.damping.unwrap_or(0.01),
+            input_correction: 0.0,
             inputs: named("inputs", self.inputs.as_deref().unwrap_or("quantized"))?,
             sequence: named("sequence", self.sequence.as_deref().unwrap_or("module"))?,
             awq: AwqOptions::default(),
