@@ -1,6 +1,7 @@
 //! What `evaluate` does, from arguments to exit code.
 
 use crate::{
+    budget,
     cli::{Arguments, Command, Measure},
     tasks,
 };
@@ -13,6 +14,7 @@ use evaluate::{
     baseline::Baseline,
     compare::compare,
     divergence::{self, DivergenceReport},
+    export, page,
     protocol::{PROTOCOLS, Reduction},
     report::{Against, ModelReport, Results, TextReport},
     score::{self, score},
@@ -91,7 +93,7 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
     }
     let beside = match &baseline {
         Some(Baseline::Model(baseline)) => Some(baseline.as_ref()),
-        Some(Baseline::Stored(_)) if !measure.tasks.is_empty() => {
+        Some(Baseline::Stored(_)) if measure.asks_tasks() => {
             anyhow::bail!(
                 "`--tasks` needs the baseline model itself: a result file holds no answers; records of earlier \
                 runs are compared by `evaluate compare`"
@@ -100,11 +102,13 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
         _ => None,
     };
     let longest = baseline.iter().fold(checkpoint.config.max_positions, |n, base| n.min(base.longest()));
+    let named: Vec<&str> = [Some(&checkpoint), beside].into_iter().flatten().map(|model| &*model.reference).collect();
+    let files = measure.exports.open(&named)?;
     let resolved = measure.changes().resolve(measure.protocol, longest)?;
     let texts = prepare(measure, resolved, &checkpoint, baseline.as_ref())?;
-    let prepared = tasks::prepare(measure, &checkpoint, beside)?;
+    let tasks = Asked::prepare(measure, &checkpoint, beside)?;
     announce(measure, threads, resolved, &texts);
-    tasks::announce(&prepared);
+    tasks.announce();
 
     let band = baseline.as_ref().and_then(|_| Band::of_checkpoint(&checkpoint));
     let band = band.filter(|_| resolved.protocol.reduction != Reduction::Words);
@@ -114,18 +118,50 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
         let against = theirs.map(|(measurement, blocks)| Against {
             baseline: measurement,
             comparison: compare(prepared, &ours.1, &blocks, measure.seed, band),
+            blocks,
             divergence,
         });
         reports.push(TextReport::new(source, prepared, ours, against));
     }
-    let tasks = tasks::run(measure, &checkpoint, beside, prepared)?;
+    let done = tasks.run(measure, [Some(&checkpoint), beside])?;
+    let layouts = done.layouts(measure, &named);
 
     let models =
         (describe(measure, &checkpoint)?, baseline.map(|baseline| describe_baseline(measure, baseline)).transpose()?);
-    let results = Results::new(models, resolved, measure.seed, threads, reports, tasks);
+    let results = Results::new(models, resolved, measure.seed, threads, reports, (done.reports, done.changes));
+    let page = measure.exports.wants_page().then(|| page::of_run(&results)).transpose()?;
+    files.commit(layouts, &export::rows(&results), page)?;
     deliver(measure, output, &results)?;
     let exceeded = measure.limit_ratio.is_some_and(|limit| results.worst_ratio().is_some_and(|ratio| ratio > limit));
     Ok(if exceeded { Exit::OutsideBound } else { Exit::Done })
+}
+
+/// The tasks of a run: as many items as were asked for, or as many as there is time for.
+enum Asked {
+    Items(Vec<tasks::Prepared>),
+    Time(Vec<budget::Timed>),
+}
+
+impl Asked {
+    fn prepare(measure: &Measure, checkpoint: &Checkpoint, baseline: Option<&Checkpoint>) -> anyhow::Result<Self> {
+        if measure.capabilities {
+            return budget::prepare(measure, baseline.is_some()).map(Self::Time);
+        }
+        tasks::prepare(measure, checkpoint, baseline).map(Self::Items)
+    }
+
+    fn announce(&self) {
+        if let Self::Items(prepared) = self {
+            tasks::announce(prepared);
+        }
+    }
+
+    fn run(self, measure: &Measure, models: [Option<&Checkpoint>; 2]) -> anyhow::Result<tasks::Done> {
+        match self {
+            Self::Items(prepared) => tasks::run(measure, models, prepared),
+            Self::Time(timed) => budget::run(measure, models, timed),
+        }
+    }
 }
 
 /// A measurement with the blocks it is made of.
@@ -232,7 +268,8 @@ fn place(step: score::Step, windows: usize) -> String {
 
 /// Files are hashed only where the hashes are shown.
 fn describe(measure: &Measure, checkpoint: &Checkpoint) -> anyhow::Result<ModelReport> {
-    let files = if measure.json.is_some() { checkpoint.source_files()? } else { Vec::new() };
+    let shown = measure.json.is_some() || measure.exports.wants_page();
+    let files = if shown { checkpoint.source_files()? } else { Vec::new() };
     Ok(ModelReport { reference: checkpoint.reference.clone(), files })
 }
 
