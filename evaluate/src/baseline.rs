@@ -1,9 +1,9 @@
-//! What a model is compared with: a checkpoint that is run beside it, or the `--json` result of an earlier run, so that
-//! many quantizations of one model need its own perplexity only once.
+//! What a model is compared with: a checkpoint that is run beside it, or what an earlier run of it left, its `--json` result
+//! or its `--save-logits` file, so that it is run only once for many quantizations.
 
 use crate::{
-    EvaluateError, Measurement, Prepared, Resolved, compare::same_tokens, report::ModelReport, source::Source,
-    statistics::Block,
+    EvaluateError, Measurement, Prepared, Resolved, compare::same_tokens, logits::StoredLogits, report::ModelReport,
+    source::Source, statistics::Block,
 };
 use model::Checkpoint;
 use serde::Deserialize;
@@ -15,6 +15,8 @@ pub enum Baseline {
     Model(Box<Checkpoint>),
     /// Has been run.
     Stored(Box<StoredResult>),
+    /// Has been run, and its distributions are there.
+    Logits(Box<StoredLogits>),
 }
 
 /// What a comparison needs of a result file.
@@ -37,9 +39,12 @@ struct StoredText {
 }
 
 impl Baseline {
-    /// Opens a result file where `reference` names a `.json` file, and a checkpoint otherwise.
+    /// Opens a file of log-probabilities where `reference` names one, a result file where `reference` names a `.json` file, and a checkpoint otherwise.
     pub fn open(reference: &str) -> Result<Self, EvaluateError> {
         let path = Path::new(reference);
+        if StoredLogits::is_one(path) {
+            return Ok(Self::Logits(Box::new(StoredLogits::open(reference)?)));
+        }
         if path.extension().is_some_and(|extension| extension == "json") && path.is_file() {
             let stored = |what: String| EvaluateError::StoredBaseline { file: reference.to_owned(), what };
             let text = fs::read(path).map_err(|error| stored(error.to_string()))?;
@@ -54,7 +59,7 @@ impl Baseline {
     pub fn longest(&self) -> usize {
         match self {
             Self::Model(checkpoint) => checkpoint.config.max_positions,
-            Self::Stored(_) => usize::MAX,
+            Self::Stored(_) | Self::Logits(_) => usize::MAX,
         }
     }
 
@@ -71,6 +76,7 @@ impl Baseline {
                 same_tokens(checkpoint, prepared, baseline, &Prepared::new(baseline, source, resolved)?)
             }
             Self::Stored(stored) => stored.find(prepared).map(|_| ()),
+            Self::Logits(stored) => stored.find(prepared).map(|_| ()),
         }
     }
 }

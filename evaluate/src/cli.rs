@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// What to measure.
     #[command(flatten)]
     pub(crate) measure: Option<Measure>,
+    /// Further files.
+    #[command(flatten)]
+    pub(crate) exports: Exports,
 }
 
 const AFTER_HELP: &str = "\
@@ -46,6 +49,8 @@ Examples:
   evaluate OUT --baseline MODEL --perplexity wiki.test.raw --json --limit-ratio 1.10
   evaluate MODEL --perplexity wiki.test.raw --json=base.json
   evaluate OUT --baseline base.json --perplexity wiki.test.raw
+  evaluate MODEL --perplexity wiki.test.raw --save-logits base.logits
+  evaluate OUT --baseline base.logits --perplexity wiki.test.raw
   evaluate OUT --baseline MODEL --tasks arc_easy,hellaswag --data FOLDER --limit 200
   evaluate OUT --baseline MODEL --capabilities --budget 20m --data FOLDER --html report.html
   evaluate compare RECORDS/baseline RECORDS --show-flips
@@ -149,11 +154,12 @@ pub(crate) struct Measure {
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
 
-    /// The checkpoint to compare with, usually the model before quantization; or the file of its `--json=FILE`
+    /// The checkpoint to compare with, usually the model before quantization; or a file that it left
     ///
     /// Adds the ratio of the perplexities, the difference of their logarithms with a paired interval, and a verdict. It
     /// must tokenize the text exactly as MODEL does. Takes as long again as MODEL; a result file takes no time, and must
-    /// come from the same text, protocol and number of tokens. `--divergence` and `--tasks` need the model itself.
+    /// come from the same text, protocol and number of tokens. Files are those of `--json=FILE` and of `--save-logits FILE`;
+    /// from the latter the divergence is measured as well. `--tasks` needs the model itself.
     #[arg(long, value_name = "MODEL")]
     pub(crate) baseline: Option<String>,
 
@@ -164,6 +170,17 @@ pub(crate) struct Measure {
     /// model, not a result file. Takes the time of the two runs and a little more.
     #[arg(long, requires = "baseline")]
     pub(crate) divergence: bool,
+
+    /// Write MODEL's next-token distributions on the texts to FILE, to be the `--baseline` of later runs
+    ///
+    /// Of each the likeliest `--logits-top` tokens in float16, and what is left over: 6 bytes a token kept, so 1.5 KiB a target
+    /// at the default. A run with `--baseline FILE` gives the divergence, and says what the truncation leaves open.
+    #[arg(long, value_name = "FILE", conflicts_with = "baseline")]
+    pub(crate) save_logits: Option<PathBuf>,
+
+    /// Tokens that `--save-logits` keeps of each distribution [default: 256]
+    #[arg(long, value_name = "K", requires = "save_logits", value_parser = clap::value_parser!(u64).range(1..).map(|k| k as usize))]
+    pub(crate) logits_top: Option<usize>,
 
     /// The text to measure on; may be given several times
     ///
@@ -287,8 +304,8 @@ pub(crate) struct Measure {
     #[allow(clippy::option_option)] // absent, on stdout, in a file
     pub(crate) json: Option<Option<PathBuf>>,
 
-    /// Further files.
-    #[command(flatten)]
+    /// Further files: given beside these options, as clap can't tell whether optional options with others inside are there.
+    #[arg(skip)]
     pub(crate) exports: Exports,
 
     /// Exit with code 3 if the ratio to the baseline is above R on any text
@@ -370,6 +387,9 @@ impl Measure {
         if self.texts().is_empty() && !self.asks_tasks() {
             let what = "there is nothing to measure on: give `--perplexity TEXT` or `--tasks NAME` (only `demo`, as the model or the baseline, brings its own texts)\n";
             usage(ErrorKind::MissingRequiredArgument, what);
+        }
+        if self.texts().is_empty() && self.save_logits.is_some() {
+            usage(ErrorKind::MissingRequiredArgument, "`--save-logits` needs `--perplexity TEXT`\n");
         }
         if self.texts().is_empty() && (self.divergence || self.limit_ratio.is_some()) {
             usage(ErrorKind::MissingRequiredArgument, "`--divergence` and `--limit-ratio` need `--perplexity TEXT`\n");

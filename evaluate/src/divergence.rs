@@ -141,12 +141,41 @@ pub struct DivergenceReport {
     pub rms_delta_p: Estimate,
     /// Correlation of the target's log-likelihoods; none where either does not vary.
     pub correlation: Option<Estimate>,
+    /// What stored log-probabilities leave open, where the baseline's were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncation: Option<Truncation>,
     /// By the number of tokens in the window before the target.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub by_position: Vec<Class>,
     /// By how often the target's token is a target in this text.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub by_frequency: Vec<Class>,
+}
+
+/// What a baseline's stored log-probabilities leave open, means over targets; see [`crate::logits`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Truncation {
+    /// Tokens listed of each distribution.
+    pub top: usize,
+    /// Probability of those that are not.
+    pub tail_mass: f64,
+    /// The mean divergence may be off by so much, for float16.
+    pub rounding_bound: f64,
+    /// It may be higher by so much, for what is not listed.
+    pub tail_bound: f64,
+}
+
+impl std::fmt::Display for Truncation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { top, tail_mass, rounding_bound, tail_bound } = self;
+        write!(
+            f,
+            "from stored log-probabilities of {top} tokens a target, which leave out {:.3} % of the probability: the mean KL \
+             is exact but for {rounding_bound:.1e} of rounding to float16, and that of whole distributions is higher by at \
+             most {tail_bound:.1e}",
+            100.0 * tail_mass
+        )
+    }
 }
 
 /// Targets that have something in common: it lies between two numbers, the second of which is below twice the first.
@@ -283,6 +312,7 @@ impl DivergenceReport {
             mean_delta_p: estimate(|m| m.delta / m.count),
             rms_delta_p: estimate(|m| (m.delta_squared / m.count).sqrt()),
             correlation: (!correlation.value.is_nan()).then_some(correlation),
+            truncation: None,
             by_position: Vec::new(),
             by_frequency: Vec::new(),
         }

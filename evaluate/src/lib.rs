@@ -23,6 +23,7 @@ pub mod error;
 pub mod export;
 pub mod generation;
 pub mod likelihood;
+pub mod logits;
 pub mod page;
 pub mod paired;
 pub mod perplexity;

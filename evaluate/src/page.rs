@@ -269,7 +269,12 @@ fn divergence(text: &TextReport) -> Result<Option<Section>, EvaluateError> {
         },
     ];
     let (mut section, mut more) = (
-        Section { title: format!("Divergence on {name}"), tables, ..Section::default() },
+        Section {
+            title: format!("Divergence on {name}"),
+            text: found.truncation.iter().map(|truncation| format!("Measured {truncation}.")).collect(),
+            tables,
+            ..Section::default()
+        },
         vec![
             (&found.by_position, "tokens before it in the window", "position"),
             (&found.by_frequency, "times that the token is a target in this text", "frequency"),

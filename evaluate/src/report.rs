@@ -258,6 +258,9 @@ impl std::fmt::Display for Report {
             writeln!(f, "{}", agreements(self))?;
         }
         for text in &self.texts {
+            if let Some(truncation) = text.divergence.as_ref().and_then(|divergence| divergence.truncation) {
+                writeln!(f, "{}: {truncation}", short(&text.text))?;
+            }
             if let Some(verdict) = text.comparison.as_ref().and_then(|comparison| comparison.verdict) {
                 writeln!(f, "{}: {verdict}", short(&text.text))?;
             }
