@@ -167,7 +167,10 @@ mod tests {
     fn html_escapes_text_but_not_figures_and_needs_no_network() {
         let html = html(&page()).unwrap();
         assert!(html.contains("&lt;c&gt;") && html.contains("Loss &amp; more"), "{html}");
-        assert!(html.contains("<text fill=\"currentColor\">x</text>") && html.contains("<caption>Losses</caption>"));
+        assert!(
+            html.contains("<text fill=\"currentColor\">x</text>")
+                && html.contains("<caption><span>Losses</span></caption>")
+        );
         assert!(!html.contains("http://") && !html.contains("https://") && !html.contains("src="), "{html}");
     }
 

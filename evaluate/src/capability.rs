@@ -7,6 +7,7 @@
 //!              themselves and the tasks averaged draw by draw), with α = 5 % / capabilities: all of them hold together
 //!              at 95 % (Bonferroni)
 //! p            McNemar's exact test over the items of all its tasks, corrected by Holm over capabilities
+//! detectable   (z(1 − α/2) + 0.84) √(Σ_tasks (b + c) / N²) / tasks, as for single tasks in `paired`
 //! last         share of draws in which this capability's difference is the lowest of all
 //! ```
 //!
@@ -24,6 +25,10 @@ use std::collections::BTreeMap;
 
 /// The level at which a loss counts as found.
 const LEVEL: f64 = 0.05;
+/// Quantiles `1 − 0.025 / k` of the normal distribution for `k` capabilities.
+const QUANTILES: [f64; 7] = [1.960, 2.241, 2.394, 2.498, 2.576, 2.638, 2.690];
+/// The quantile of a power of 80 %.
+const POWER: f64 = 0.842;
 
 /// What a task asks of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -108,7 +113,7 @@ pub struct Change {
     pub gained: usize,
     /// McNemar's exact test, corrected for the number of capabilities.
     pub p_holm: f64,
-    /// The smallest true difference that this many items find 4 times of 5.
+    /// The smallest true difference that this many items find 4 times of 5, looking at so many capabilities.
     pub detectable: f64,
     /// Share of draws in which this capability lost the most.
     pub last: f64,
@@ -142,9 +147,11 @@ pub fn changes(baseline: &Run, model: &Run, seed: u64) -> Vec<Change> {
     let corrected = paired::holm(&drawn.iter().map(|drawn| drawn.p_value).collect::<Vec<_>>());
     let last = shares_of_last(&drawn);
     let tail = LEVEL / drawn.len().max(1) as f64 / 2.0;
+    let detection = QUANTILES[drawn.len().clamp(1, QUANTILES.len()) - 1] + POWER;
     for ((drawn, p), last) in drawn.iter_mut().zip(corrected).zip(last) {
         drawn.change.p_holm = p;
         drawn.change.last = last;
+        drawn.change.detectable = (detection * drawn.change.detectable).min(1.0);
         drawn.change.interval_together = drawn.draws.as_ref().map(|draws| {
             let differences: Vec<f64> = draws.iter().map(|[theirs, ours]| ours - theirs).collect();
             [quantile(&differences, tail), quantile(&differences, 1.0 - tail)]
@@ -200,7 +207,7 @@ fn draw(capability: Capability, tasks: &[(&str, Pairs<'_>)], seed: u64) -> Drawn
         lost,
         gained,
         p_holm: 1.0,
-        detectable: (paired::DETECTION * variance.sqrt()).min(1.0),
+        detectable: variance.sqrt(),
         last: 0.0,
     };
     Drawn { change, p_value: paired::mcnemar(lost, gained), draws }
@@ -231,7 +238,10 @@ fn shares_of_last(drawn: &[Drawn]) -> Vec<f64> {
 /// Which capability lost most, in a sentence; that none can be told from chance, where that is so.
 pub fn verdict(changes: &[Change]) -> Option<String> {
     let worst = changes.iter().min_by(|a, b| a.difference.value.total_cmp(&b.difference.value))?;
-    let points = |value: f64| format!("{:+.1}", 100.0 * value).replace('-', "\u{2212}");
+    let points = |value: f64| {
+        let text = format!("{:+.1}", 100.0 * value).replace('-', "\u{2212}");
+        if text.ends_with("0.0") && text.chars().count() == 4 { "0.0".to_owned() } else { text }
+    };
     let interval = |change: &Change| {
         let ends = change.interval_together.map(|[low, high]| format!("{} to {}", points(low), points(high)));
         let together = if changes.len() > 1 { ", all capabilities together" } else { "" };
@@ -365,6 +375,21 @@ mod tests {
         let error = changes[0].difference.standard_error.unwrap();
         let closed = (2.0 / 9.0 / 90.0_f64).sqrt() / 2.0;
         assert!((error / closed - 1.0).abs() < 0.05, "{error} {closed}");
+    }
+
+    #[test]
+    fn what_can_be_found_shrinks_with_the_number_of_capabilities() {
+        let of = |capabilities: &[Capability]| {
+            let tasks: Vec<_> = capabilities.iter().map(|capability| ("", *capability, 100, 6)).collect();
+            let names: Vec<String> = (0..tasks.len()).map(|index| format!("task{index}")).collect();
+            let tasks: Vec<_> =
+                tasks.iter().zip(&names).map(|(task, name)| (name.as_str(), task.1, task.2, task.3)).collect();
+            let [base, model] = runs(&tasks);
+            changes(&base, &model, 0)[0].detectable
+        };
+        // 4 of the first 6 items were right: 2.8 √4 / 100, and wider by the quantile of seven.
+        assert!((of(&Capability::ALL[..1]) - 2.802 * 2.0 / 100.0).abs() < 1e-9);
+        assert!((of(&Capability::ALL) - 3.532 * 2.0 / 100.0).abs() < 1e-9);
     }
 
     #[test]

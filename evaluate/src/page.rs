@@ -226,7 +226,10 @@ fn perplexities(report: &Report) -> Section {
     }
     Section {
         title: "Perplexity".to_owned(),
-        text: vec![format!("{} Compare only under the same protocol, text and tokenizer.", report.protocol.formula)],
+        text: vec![
+            report.protocol.formula.to_owned(),
+            "Perplexities are comparable only under the same protocol, text and tokenizer.".to_owned(),
+        ],
         tables,
         ..Section::default()
     }

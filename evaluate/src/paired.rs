@@ -23,7 +23,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
 /// `1.96 + 0.84`: the normal quantiles of a two-sided level of 5 % and of a power of 80 %.
-pub const DETECTION: f64 = 2.8;
+const DETECTION: f64 = 2.8;
 
 /// An item whose correctness changed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
