@@ -13,7 +13,7 @@ use evaluate::{
     generation::{self, Prompt},
     likelihood::{self, Encoder, Request, Step},
     page,
-    paired::{self, Compared, Paired},
+    paired::{self, Compared, Flip, Paired},
     records::{self, Record, Run},
     sandbox::{Limits, Sandbox},
     task::{
@@ -589,7 +589,6 @@ fn layout(name: &str, run: &Run, seed: u64) -> Value {
 }
 
 fn show_flips(text: &mut String, compared: &[Paired]) -> anyhow::Result<()> {
-    let index = |choice: Option<usize>| choice.map_or_else(|| "n/a".to_owned(), |choice| choice.to_string());
     for paired in compared {
         let Some(flips) = &paired.flips else { continue };
         writeln!(
@@ -600,20 +599,33 @@ fn show_flips(text: &mut String, compared: &[Paired]) -> anyhow::Result<()> {
         if flips.items.is_empty() {
             continue;
         }
-        let headings = [&*paired.task, "", "right", "baseline picks", "model picks", "margin before", "margin now"];
-        let mut table = console::Table::new(headings);
+        let written = flips.items.iter().any(|flip| flip.responses.is_some());
+        let headings: &[&str] = if written {
+            &["", "baseline ends with", "model ends with"]
+        } else {
+            &["", "right", "baseline picks", "model picks", "margin before", "margin now"]
+        };
+        let mut table = console::Table::new(std::iter::once(&*paired.task).chain(headings.iter().copied()));
         for flip in &flips.items {
             let which = if flip.gained { "gained" } else { "lost" };
-            let margins = flip.margins.map_or_else(
-                || ["n/a", "n/a"].map(str::to_owned),
-                |margins| margins.map(|margin| format!("{margin:+.3}")),
-            );
-            let row = [flip.id.clone(), which.to_owned(), index(flip.answer), index(flip.baseline), index(flip.model)];
-            table.row(row.into_iter().chain(margins));
+            table.row([flip.id.clone(), which.to_owned()].into_iter().chain(picks(flip, written)));
         }
         writeln!(text, "{table}")?;
     }
     Ok(())
+}
+
+/// What either run did with an item that flipped.
+fn picks(flip: &Flip, written: bool) -> Vec<String> {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "n/a".to_owned());
+    if written {
+        let last = |text: &String| text.trim().lines().last().unwrap_or_default().chars().take(40).collect::<String>();
+        let responses = flip.responses.as_ref().map(|responses| responses.each_ref().map(last));
+        return responses.map_or_else(|| vec![or_none(None); 2], |responses| responses.to_vec());
+    }
+    let choices = [flip.answer, flip.baseline, flip.model].map(|choice| or_none(choice.map(|c| c.to_string())));
+    let margins = [0, 1].map(|side: usize| or_none(flip.margins.map(|margins| format!("{:+.3}", margins[side]))));
+    choices.into_iter().chain(margins).collect()
 }
 
 /// Where data is looked for unless told otherwise: `CALIPER_DATA`, else `data` in the present folder.
