@@ -5,6 +5,7 @@ use crate::{
     EvaluateError, Measurement, Prepared, Resolved, compare::same_tokens, logits::StoredLogits, report::ModelReport,
     source::Source, statistics::Block,
 };
+use kernels::Compute;
 use model::Checkpoint;
 use serde::Deserialize;
 use std::{fs, path::Path};
@@ -39,20 +40,24 @@ struct StoredText {
 }
 
 impl Baseline {
-    /// Opens a file of log-probabilities where `reference` names one, a result file where `reference` names a `.json` file, and a checkpoint otherwise.
-    pub fn open(reference: &str) -> Result<Self, EvaluateError> {
+    /// Opens a file of log-probabilities or, where `reference` names a `.json` file, of results, and a checkpoint otherwise.
+    /// What a file holds must come from the arithmetic that the model is run with.
+    pub fn open(reference: &str, compute: Compute) -> Result<Self, EvaluateError> {
         let path = Path::new(reference);
         if StoredLogits::is_one(path) {
-            return Ok(Self::Logits(Box::new(StoredLogits::open(reference)?)));
+            let stored = StoredLogits::open(reference)?;
+            same_arithmetic(reference, &stored.header.model, compute)?;
+            return Ok(Self::Logits(Box::new(stored)));
         }
         if path.extension().is_some_and(|extension| extension == "json") && path.is_file() {
             let stored = |what: String| EvaluateError::StoredBaseline { file: reference.to_owned(), what };
             let text = fs::read(path).map_err(|error| stored(error.to_string()))?;
             let result: StoredResult = serde_json::from_slice(&text)
                 .map_err(|error| stored(format!("it is not a result of `evaluate MODEL --json=FILE`: {error}")))?;
+            same_arithmetic(reference, &result.model, compute)?;
             return Ok(Self::Stored(Box::new(StoredResult { reference: reference.to_owned(), ..result })));
         }
-        Ok(Self::Model(Box::new(Checkpoint::open(reference)?)))
+        Ok(Self::Model(Box::new(Checkpoint::open(reference)?.computed(compute))))
     }
 
     /// The longest sequence it takes; a result file sets no limit, as its windows must be the model's anyway.
@@ -79,6 +84,15 @@ impl Baseline {
             Self::Logits(stored) => stored.find(prepared).map(|_| ()),
         }
     }
+}
+
+/// Refuses a file of a `model` that was run with another arithmetic than `compute`.
+fn same_arithmetic(file: &str, model: &ModelReport, compute: Compute) -> Result<(), EvaluateError> {
+    if model.compute == compute {
+        return Ok(());
+    }
+    let what = format!("it was measured with `--compute {}`, not `{compute}`", model.compute);
+    Err(EvaluateError::StoredBaseline { file: file.to_owned(), what })
 }
 
 impl StoredResult {

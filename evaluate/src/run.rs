@@ -23,6 +23,7 @@ use evaluate::{
     source::Source,
     statistics::Block,
 };
+use kernels::Compute;
 use model::Checkpoint;
 use std::{io::Write as _, path::PathBuf, time::Instant};
 
@@ -89,8 +90,9 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
         Some(Some(path)) => Some(Output::open(path).with_context(|| path.display().to_string())?),
         _ => None,
     };
-    let checkpoint = Checkpoint::open(&measure.model)?;
-    let baseline = measure.baseline.as_deref().map(Baseline::open).transpose()?;
+    let checkpoint = Checkpoint::open(&measure.model)?.computed(measure.compute.into());
+    let theirs = measure.baseline_compute.unwrap_or(measure.compute).into();
+    let baseline = measure.baseline.as_deref().map(|reference| Baseline::open(reference, theirs)).transpose()?;
     if let (Some(Baseline::Stored(_)), true) = (&baseline, measure.divergence) {
         anyhow::bail!("`--divergence` needs the baseline model itself: a result file holds no distributions");
     }
@@ -175,7 +177,8 @@ impl Asked {
 fn saved(measure: &Measure, checkpoint: &Checkpoint, texts: &[Text]) -> anyhow::Result<Option<logits::Writer<Output>>> {
     let Some(path) = &measure.save_logits else { return Ok(None) };
     let output = Output::open(path).with_context(|| path.display().to_string())?;
-    let model = ModelReport { reference: checkpoint.reference.clone(), files: checkpoint.source_files()? };
+    let files = checkpoint.source_files()?;
+    let model = ModelReport { reference: checkpoint.reference.clone(), files, compute: checkpoint.compute };
     let texts: Vec<&Prepared> = texts.iter().map(|text| &text.prepared).collect();
     let header = logits::Header::new(checkpoint, model, measure.logits_top.unwrap_or(logits::DEFAULT_TOP), &texts);
     Ok(Some(logits::Writer::new(output, header)?))
@@ -289,6 +292,11 @@ fn announce(measure: &Measure, threads: usize, resolved: Resolved, texts: &[Text
         say(&format!("BOS        {}", prepared.beginning));
     }
     let memory = console::machine::bytes(measure.memory());
+    let compute = Compute::from(measure.compute);
+    say(&format!("compute    {compute} ({})", compute.unit()));
+    if let Some(compute) = measure.baseline_compute.map(Compute::from) {
+        say(&format!("           {compute} ({}) for the baseline", compute.unit()));
+    }
     say(&format!("threads    {threads}; {memory} for hidden states; seed {}", measure.seed));
 }
 
@@ -321,7 +329,7 @@ fn place(step: score::Step, windows: usize) -> String {
 fn describe(measure: &Measure, checkpoint: &Checkpoint) -> anyhow::Result<ModelReport> {
     let shown = measure.json.is_some() || measure.exports.wants_page();
     let files = if shown { checkpoint.source_files()? } else { Vec::new() };
-    Ok(ModelReport { reference: checkpoint.reference.clone(), files })
+    Ok(ModelReport { reference: checkpoint.reference.clone(), files, compute: checkpoint.compute })
 }
 
 fn describe_baseline(measure: &Measure, baseline: Baseline) -> anyhow::Result<ModelReport> {
