@@ -188,7 +188,8 @@ fn plane(
 ) -> Result<String, PageError> {
     drawn(height, |area| {
         let mut builder = ChartBuilder::on(area);
-        let mut chart = builder.margin(14).x_label_area_size(52).y_label_area_size(84).build_cartesian_2d(x, y)?;
+        let mut chart =
+            builder.margin(14).x_label_area_size(52).y_label_area_size(84).build_cartesian_2d(x.clone(), y.clone())?;
         chart
             .configure_mesh()
             .disable_x_mesh()
@@ -200,8 +201,8 @@ fn plane(
             .y_labels(7)
             .x_desc(across.name)
             .y_desc(up.name)
-            .x_label_formatter(&|x| (across.write)(rounded(*x)))
-            .y_label_formatter(&|y| (up.write)(rounded(*y)))
+            .x_label_formatter(&|at| (across.write)(on_axis(&x, *at)))
+            .y_label_formatter(&|at| (up.write)(on_axis(&y, *at)))
             .draw()?;
         draw(&mut chart)
     })
@@ -236,7 +237,7 @@ pub fn lines(lines: &[Line], across: &str, up: Axis<'_>) -> Result<String, PageE
             .x_labels(0)
             .x_desc(across)
             .y_desc(up.name)
-            .y_label_formatter(&|y| (up.write)(rounded(*y)))
+            .y_label_formatter(&|at| (up.write)(on_axis(&y, *at)))
             .draw()?;
         for level in &levels {
             let label = Text::new(level.to_string(), (0, 14), style(14, HPos::Center));
@@ -268,6 +269,11 @@ pub fn lines_shown() -> usize {
 
 fn spread(mark: &Mark) -> [f64; 2] {
     mark.interval.unwrap_or([mark.value; 2])
+}
+
+/// `value` as a tick of an axis that reaches over `ends`: what is left of a difference that should be nothing is nothing.
+fn on_axis(ends: &Range<f64>, value: f64) -> f64 {
+    if value.abs() < 1e-9 * (ends.end - ends.start) { 0.0 } else { rounded(value) }
 }
 
 /// `value` without the last digits, in which sums of steps are not what they are in decimals.
@@ -356,6 +362,14 @@ mod tests {
         assert_eq!(ticks(&(0.0..4.0)), [0.0, 1.0, 2.0, 3.0, 4.0]);
         assert_eq!(ticks(&(0.0..4e-8)), [0.0, 1e-8, 2e-8, 3e-8, 4e-8]);
         assert_eq!(range([3.0].into_iter()), 2.7..3.3);
+    }
+
+    #[test]
+    fn a_tick_at_nothing_is_nothing() {
+        assert_eq!(on_axis(&(-0.5..0.7), 5.551_115_123e-17), 0.0);
+        assert_eq!(on_axis(&(0.0..1e-9), 2e-10), 2e-10);
+        let points = [(4.1, -0.41), (4.2, 0.62)];
+        assert!(!cloud(&points, 0.0, AXIS, AXIS).unwrap().contains("000000"));
     }
 
     #[test]

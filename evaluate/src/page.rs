@@ -534,7 +534,7 @@ fn browse(task: &Paired, flips: &Flips, of: &str) -> Section {
     Section {
         title: format!("What flipped in {}{of}", task.task),
         text: vec![format!(
-            "{} of {} items: {} lost, {} gained.{margins} `evaluate show {} --item N` prints an item's prompt.",
+            "{} of {} items: {} lost, {} gained.{margins} “evaluate show {} --item N” prints an item's prompt.",
             flips.items.len(),
             task.items,
             flips.lost,
