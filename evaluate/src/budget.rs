@@ -23,7 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use std::time::{Duration, Instant};
 
 /// Time unless told otherwise.
-const DEFAULT: Duration = Duration::from_secs(20 * 60);
+const DEFAULT: Duration = Duration::from_mins(20);
 /// Items that the first speed is measured with: where the model chooses, and where it writes.
 const FIRST: [usize; 2] = [4, 2];
 /// The share of the time that is spent after each round.
@@ -122,7 +122,7 @@ pub(crate) fn run(measure: &Measure, models: [Option<&Checkpoint>; 2], mut timed
 /// items left takes what it took.
 fn shares(timed: &[Timed], time: f64) -> Vec<f64> {
     let done: Vec<Option<f64>> =
-        timed.iter().map(|task| (task.taken == task.order.len()).then(|| task.spent.as_secs_f64())).collect();
+        timed.iter().map(|task| (task.taken == task.order.len()).then_some(task.spent.as_secs_f64())).collect();
     let capabilities: Vec<Option<Capability>> = timed.iter().map(|task| task.task.capability).collect();
     divide(&capabilities, &done, time)
 }

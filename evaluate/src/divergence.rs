@@ -364,7 +364,7 @@ mod tests {
         let [low, high] = found[0].kl_mean.interval_95.unwrap();
         assert!(low < 40.0 && high > 40.0);
         let whole: f64 = found.iter().map(|class| class.kl_mean.value * class.tokens as f64).sum();
-        assert!((whole - (0..100).sum::<i32>() as f64).abs() < 1e-9);
+        assert!((whole - f64::from((0..100).sum::<i32>())).abs() < 1e-9);
         // A class that only one window in many has gets no interval from the few draws that hold it.
         let lone = classes(
             &targets,

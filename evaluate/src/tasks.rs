@@ -103,6 +103,9 @@ pub(crate) fn prepare(
     Ok(prepared)
 }
 
+/// What scoring a task leaves.
+pub(crate) type Scored = (Vec<Record>, Summary);
+
 /// Where the records of a task go, the model's and the baseline's.
 pub(crate) fn outputs(measure: &Measure, task: &Task, baseline: bool) -> anyhow::Result<[Option<Output>; 2]> {
     let open = |part: &str| {
@@ -135,7 +138,7 @@ impl Prepared {
         &self,
         measure: &Measure,
         models: [Option<&Checkpoint>; 2],
-    ) -> anyhow::Result<[Option<(Vec<Record>, Summary)>; 2]> {
+    ) -> anyhow::Result<[Option<Scored>; 2]> {
         let [model, baseline] = models;
         let score = |model: Option<&Checkpoint>, tokens: Option<&Side>| match (model, tokens) {
             (Some(model), Some(tokens)) => side(measure, model, self, tokens).map(Some),

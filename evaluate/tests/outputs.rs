@@ -1,7 +1,7 @@
 //! The files that results are written to: what is in them, and HTML pages as a browser shows them, light and dark, wide and
 //! narrow. The latter needs Chromium.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod toy;
 
@@ -34,7 +34,7 @@ fn look(browser: &str, html: &str, dark: bool) -> Value {
         .args(dark.then_some("--force-dark-mode"))
         .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
         .arg(format!("file://{}", folder.path().join("look.html").display()))
-        .timeout(Duration::from_secs(180))
+        .timeout(Duration::from_mins(3))
         .output()
         .unwrap();
     let (dom, log) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
