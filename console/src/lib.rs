@@ -1,4 +1,5 @@
-//! What the binaries share towards people: exit codes, logging, progress, tables, machine figures, atomic files.
+//! What the binaries share towards people: exit codes, logging, progress, tables, pages, figures, machine figures,
+//! atomic files.
 //!
 //! Results go to stdout, progress and logs to stderr. Knows none of the crates beside it.
 
@@ -7,6 +8,8 @@ pub mod exit;
 pub mod files;
 pub mod generated;
 pub mod machine;
+pub mod page;
+pub mod plot;
 pub mod progress;
 pub mod table;
 

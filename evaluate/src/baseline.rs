@@ -1,9 +1,9 @@
-//! What a model is compared with: a checkpoint that is run beside it, or the `--json` result of an earlier run, so that
-//! many quantizations of one model need its own perplexity only once.
+//! What a model is compared with: a checkpoint that is run beside it, or what an earlier run of it left, its `--json` result
+//! or its `--save-logits` file, so that it is run only once for many quantizations.
 
 use crate::{
-    EvaluateError, Measurement, Prepared, Resolved, compare::same_tokens, report::ModelReport, source::Source,
-    statistics::Block,
+    EvaluateError, Measurement, Prepared, Resolved, compare::same_tokens, logits::StoredLogits, report::ModelReport,
+    source::Source, statistics::Block,
 };
 use kernels::Compute;
 use model::Checkpoint;
@@ -16,6 +16,8 @@ pub enum Baseline {
     Model(Box<Checkpoint>),
     /// Has been run.
     Stored(Box<StoredResult>),
+    /// Has been run, and its distributions are there.
+    Logits(Box<StoredLogits>),
 }
 
 /// What a comparison needs of a result file.
@@ -38,21 +40,21 @@ struct StoredText {
 }
 
 impl Baseline {
-    /// Opens a result file where `reference` names a `.json` file, and a checkpoint otherwise. A result must come from the
-    /// arithmetic that the model is run with.
+    /// Opens a file of log-probabilities or, where `reference` names a `.json` file, of results, and a checkpoint otherwise.
+    /// What a file holds must come from the arithmetic that the model is run with.
     pub fn open(reference: &str, compute: Compute) -> Result<Self, EvaluateError> {
         let path = Path::new(reference);
+        if StoredLogits::is_one(path) {
+            let stored = StoredLogits::open(reference)?;
+            same_arithmetic(reference, &stored.header.model, compute)?;
+            return Ok(Self::Logits(Box::new(stored)));
+        }
         if path.extension().is_some_and(|extension| extension == "json") && path.is_file() {
             let stored = |what: String| EvaluateError::StoredBaseline { file: reference.to_owned(), what };
             let text = fs::read(path).map_err(|error| stored(error.to_string()))?;
             let result: StoredResult = serde_json::from_slice(&text)
                 .map_err(|error| stored(format!("it is not a result of `evaluate MODEL --json=FILE`: {error}")))?;
-            if result.model.compute != compute {
-                return Err(stored(format!(
-                    "it was measured with `--compute {}`, not `{compute}`",
-                    result.model.compute
-                )));
-            }
+            same_arithmetic(reference, &result.model, compute)?;
             return Ok(Self::Stored(Box::new(StoredResult { reference: reference.to_owned(), ..result })));
         }
         Ok(Self::Model(Box::new(Checkpoint::open(reference)?.computed(compute))))
@@ -62,7 +64,7 @@ impl Baseline {
     pub fn longest(&self) -> usize {
         match self {
             Self::Model(checkpoint) => checkpoint.config.max_positions,
-            Self::Stored(_) => usize::MAX,
+            Self::Stored(_) | Self::Logits(_) => usize::MAX,
         }
     }
 
@@ -79,8 +81,18 @@ impl Baseline {
                 same_tokens(checkpoint, prepared, baseline, &Prepared::new(baseline, source, resolved)?)
             }
             Self::Stored(stored) => stored.find(prepared).map(|_| ()),
+            Self::Logits(stored) => stored.find(prepared).map(|_| ()),
         }
     }
+}
+
+/// Refuses a file of a `model` that was run with another arithmetic than `compute`.
+fn same_arithmetic(file: &str, model: &ModelReport, compute: Compute) -> Result<(), EvaluateError> {
+    if model.compute == compute {
+        return Ok(());
+    }
+    let what = format!("it was measured with `--compute {}`, not `{compute}`", model.compute);
+    Err(EvaluateError::StoredBaseline { file: file.to_owned(), what })
 }
 
 impl StoredResult {

@@ -34,6 +34,7 @@ pub fn record(task: &Task, item: &Item, likelihoods: &[Likelihood]) -> Record {
         id: item.id.clone(),
         subject: item.subject.clone(),
         category: item.subject.as_deref().and_then(|subject| task.category(subject)).map(str::to_owned),
+        capability: task.capability,
         prompt_sha256: item.sha256(),
         metric: primary,
         answer,

@@ -1,5 +1,6 @@
 //! The command line of `evaluate`, which is also its documentation.
 
+use crate::outputs::Exports;
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser as _, error::ErrorKind};
 use console::generated::Kind;
 use evaluate::{
@@ -8,7 +9,7 @@ use evaluate::{
     score::DEFAULT_MEMORY,
 };
 use kernels::Compute;
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 /// Measure a language model, and what quantization did to it: perplexity, divergence, tasks.
 ///
@@ -36,6 +37,9 @@ pub(crate) struct Arguments {
     /// What to measure.
     #[command(flatten)]
     pub(crate) measure: Option<Measure>,
+    /// Further files.
+    #[command(flatten)]
+    pub(crate) exports: Exports,
 }
 
 const AFTER_HELP: &str = "\
@@ -46,8 +50,12 @@ Examples:
   evaluate OUT --baseline MODEL --perplexity wiki.test.raw --json --limit-ratio 1.10
   evaluate MODEL --perplexity wiki.test.raw --json=base.json
   evaluate OUT --baseline base.json --perplexity wiki.test.raw
+  evaluate MODEL --perplexity wiki.test.raw --save-logits base.logits
+  evaluate OUT --baseline base.logits --perplexity wiki.test.raw
   evaluate OUT --baseline MODEL --tasks arc_easy,hellaswag --data FOLDER --limit 200
+  evaluate OUT --baseline MODEL --capabilities --budget 20m --data FOLDER --html report.html
   evaluate compare RECORDS/baseline RECORDS --show-flips
+  evaluate compare RECORDS/baseline RECORDS --html comparison.html
   evaluate org/name --perplexity text.jsonl --field body --protocol hf-sliding --stride 256
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but a ratio is above --limit-ratio,
@@ -131,6 +139,10 @@ pub(crate) struct Compare {
     /// Give everything as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Further files.
+    #[command(flatten)]
+    pub(crate) exports: Exports,
 }
 
 /// The options of a measurement.
@@ -143,11 +155,12 @@ pub(crate) struct Measure {
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
 
-    /// The checkpoint to compare with, usually the model before quantization; or the file of its `--json=FILE`
+    /// The checkpoint to compare with, usually the model before quantization; or a file that it left
     ///
     /// Adds the ratio of the perplexities, the difference of their logarithms with a paired interval, and a verdict. It
     /// must tokenize the text exactly as MODEL does. Takes as long again as MODEL; a result file takes no time, and must
-    /// come from the same text, protocol and number of tokens. `--divergence` and `--tasks` need the model itself.
+    /// come from the same text, protocol and number of tokens. Files are those of `--json=FILE` and of `--save-logits FILE`;
+    /// from the latter the divergence is measured as well. `--tasks` needs the model itself.
     #[arg(long, value_name = "MODEL")]
     pub(crate) baseline: Option<String>,
 
@@ -158,6 +171,17 @@ pub(crate) struct Measure {
     /// model, not a result file. Takes the time of the two runs and a little more.
     #[arg(long, requires = "baseline")]
     pub(crate) divergence: bool,
+
+    /// Write MODEL's next-token distributions on the texts to FILE, to be the `--baseline` of later runs
+    ///
+    /// Of each the likeliest `--logits-top` tokens in float16, and what is left over: 6 bytes a token kept, so 1.5 KiB a target
+    /// at the default. A run with `--baseline FILE` gives the divergence, and says what the truncation leaves open.
+    #[arg(long, value_name = "FILE", conflicts_with = "baseline")]
+    pub(crate) save_logits: Option<PathBuf>,
+
+    /// Tokens that `--save-logits` keeps of each distribution [default: 256]
+    #[arg(long, value_name = "K", requires = "save_logits", value_parser = clap::value_parser!(u64).range(1..).map(|k| k as usize))]
+    pub(crate) logits_top: Option<usize>,
 
     /// The text to measure on; may be given several times
     ///
@@ -211,36 +235,48 @@ pub(crate) struct Measure {
     ///
     /// Multiple choice by log-likelihood. With `--baseline` both models answer the same items, and the difference comes with
     /// a paired interval, McNemar's exact test and the number of items that flipped either way.
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', group = "asked")]
     pub(crate) tasks: Vec<String>,
+
+    /// Run a balanced subset of tasks for as long as `--budget` says, and name the capability that lost most
+    ///
+    /// Knowledge, Chinese, reasoning, mathematics, code, instruction following and text prediction get equal shares of the
+    /// time, as far as their data is found; how many items that makes is found from the speed of the first. Code needs
+    /// `--allow-code-execution`. Without `--baseline` nothing can be said of losses.
+    #[arg(long, conflicts_with_all = ["tasks", "limit"], group = "asked")]
+    pub(crate) capabilities: bool,
+
+    /// Time for the tasks of `--capabilities`, both models together: `90s`, `20m` or `2h` [default: 20m]
+    #[arg(long, value_name = "TIME", requires = "capabilities", value_parser = duration)]
+    pub(crate) budget: Option<Duration>,
 
     /// Where the tasks' data is looked for; may be given several times [default: $CALIPER_DATA, else `data`]
     ///
     /// `evaluate tasks` shows the names that are looked for in it. Nothing is downloaded.
-    #[arg(long, value_name = "FOLDER", requires = "tasks")]
+    #[arg(long, value_name = "FOLDER", requires = "asked")]
     pub(crate) data: Vec<PathBuf>,
 
     /// Draw N items of each task at random instead of taking all
     ///
     /// The same seed draws the same items for every model.
-    #[arg(long, value_name = "N", requires = "tasks", value_parser = clap::value_parser!(u64).range(1..).map(|n| n as usize))]
+    #[arg(long, value_name = "N", requires = "asked", value_parser = clap::value_parser!(u64).range(1..).map(|n| n as usize))]
     pub(crate) limit: Option<usize>,
 
     /// Solved examples before each question [default: the task's]
-    #[arg(long, value_name = "K", requires = "tasks")]
+    #[arg(long, value_name = "K", requires = "asked")]
     pub(crate) shots: Option<usize>,
 
     /// Run programs that the model writes (humaneval, mbpp), in a sandbox
     ///
     /// Needs bubblewrap and the system's Python. A program sees no network, none of your files and no other process, and has
     /// 10 seconds, 1 GiB of memory and 32 processes.
-    #[arg(long, requires = "tasks")]
+    #[arg(long, requires = "asked")]
     pub(crate) allow_code_execution: bool,
 
     /// Write a record of every item to FOLDER/TASK.jsonl, the baseline's to FOLDER/baseline/TASK.jsonl
     ///
     /// `evaluate compare` works from them.
-    #[arg(long, value_name = "FOLDER", requires = "tasks")]
+    #[arg(long, value_name = "FOLDER", requires = "asked")]
     pub(crate) records: Option<PathBuf>,
 
     /// Seed of the bootstrap that error bars come from, and of the draw of `--limit`
@@ -278,6 +314,10 @@ pub(crate) struct Measure {
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     #[allow(clippy::option_option)] // absent, on stdout, in a file
     pub(crate) json: Option<Option<PathBuf>>,
+
+    /// Further files: given beside these options, as clap can't tell whether optional options with others inside are there.
+    #[arg(skip)]
+    pub(crate) exports: Exports,
 
     /// Exit with code 3 if the ratio to the baseline is above R on any text
     ///
@@ -325,7 +365,27 @@ fn ratio(text: &str) -> Result<f64, String> {
     if ratio.is_finite() && ratio > 0.0 { Ok(ratio) } else { Err("a ratio is a positive number".to_owned()) }
 }
 
+/// `90s`, `20m`, `2h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "a time is a number with `s`, `m` or `h`, such as 20m".to_owned();
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1.0,
+        'm' => 60.0,
+        'h' => 3600.0,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    let sound = number.is_finite() && number > 0.0;
+    if sound { Duration::try_from_secs_f64(seconds * number).map_err(|_| wrong()) } else { Err(wrong()) }
+}
+
 impl Measure {
+    /// Whether there are tasks to run.
+    pub(crate) fn asks_tasks(&self) -> bool {
+        self.capabilities || !self.tasks.is_empty()
+    }
+
     /// What is changed about the protocol.
     pub(crate) fn changes(&self) -> Changes {
         let embedded = self.texts().iter().all(|text| text.starts_with("demo:"));
@@ -341,7 +401,7 @@ impl Measure {
     /// The texts, with the default of the demo model.
     pub(crate) fn texts(&self) -> Vec<String> {
         if self.perplexity.is_empty()
-            && self.tasks.is_empty()
+            && !self.asks_tasks()
             && (self.model == "demo" || self.baseline.as_deref() == Some("demo"))
         {
             return vec!["demo:prose-heldout".to_owned(), "demo:code-heldout".to_owned()];
@@ -356,12 +416,18 @@ impl Measure {
 
     /// Ends the process with a usage error where options don't fit together.
     pub(crate) fn check(&self) {
-        if self.texts().is_empty() && self.tasks.is_empty() {
+        if self.texts().is_empty() && !self.asks_tasks() {
             let what = "there is nothing to measure on: give `--perplexity TEXT` or `--tasks NAME` (only `demo`, as the model or the baseline, brings its own texts)\n";
             usage(ErrorKind::MissingRequiredArgument, what);
         }
+        if self.texts().is_empty() && self.save_logits.is_some() {
+            usage(ErrorKind::MissingRequiredArgument, "`--save-logits` needs `--perplexity TEXT`\n");
+        }
         if self.texts().is_empty() && (self.divergence || self.limit_ratio.is_some()) {
             usage(ErrorKind::MissingRequiredArgument, "`--divergence` and `--limit-ratio` need `--perplexity TEXT`\n");
+        }
+        if !self.asks_tasks() && self.exports.lm_eval.is_some() {
+            usage(ErrorKind::MissingRequiredArgument, "`--lm-eval` needs `--tasks NAME` or `--capabilities`\n");
         }
         if self.threads == Some(0) {
             usage(ErrorKind::ValueValidation, "`--threads` must be at least 1\n");

@@ -14,14 +14,17 @@
 use crate::{
     EvaluateError, Prepared,
     score::{self, Step},
-    statistics::{self, Bootstrap, Estimate},
+    statistics::{self, Block, Bootstrap, Estimate},
     window::Window,
 };
 use kernels::divergence::Divergence;
 use model::Checkpoint;
 use rayon::prelude::*;
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
 
 /// What a joint run gives.
 pub struct Joint {
@@ -138,6 +141,80 @@ pub struct DivergenceReport {
     pub rms_delta_p: Estimate,
     /// Correlation of the target's log-likelihoods; none where either does not vary.
     pub correlation: Option<Estimate>,
+    /// What stored log-probabilities leave open, where the baseline's were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncation: Option<Truncation>,
+    /// By the number of tokens in the window before the target.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub by_position: Vec<Class>,
+    /// By how often the target's token is a target in this text.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub by_frequency: Vec<Class>,
+}
+
+/// What a baseline's stored log-probabilities leave open, means over targets; see [`crate::logits`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Truncation {
+    /// Tokens listed of each distribution.
+    pub top: usize,
+    /// Probability of those that are not.
+    pub tail_mass: f64,
+    /// The mean divergence may be off by so much, for float16.
+    pub rounding_bound: f64,
+    /// It may be higher by so much, for what is not listed.
+    pub tail_bound: f64,
+}
+
+impl std::fmt::Display for Truncation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { top, tail_mass, rounding_bound, tail_bound } = self;
+        write!(
+            f,
+            "from stored log-probabilities of {top} tokens a target, which leave out {:.3} % of the probability: the mean KL \
+             is exact but for {rounding_bound:.1e} of rounding to float16, and that of whole distributions is higher by at \
+             most {tail_bound:.1e}",
+            100.0 * tail_mass
+        )
+    }
+}
+
+/// Targets that have something in common: it lies between two numbers, the second of which is below twice the first.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Class {
+    /// The least number.
+    pub low: usize,
+    /// The largest.
+    pub high: usize,
+    /// Targets.
+    pub tokens: usize,
+    /// Mean of KL(baseline || model) in nats over them.
+    pub kl_mean: Estimate,
+}
+
+/// The divergence of `targets` by the octave of a number of each, `1, 2–3, 4–7, …`; octaves without targets are left out.
+fn classes(targets: &[Vec<Divergence>], bootstrap: Bootstrap, number: impl Fn(usize, usize) -> usize) -> Vec<Class> {
+    let none = Block { sum: 0.0, weight: 0.0 };
+    let mut octaves: BTreeMap<u32, Vec<Block>> = BTreeMap::new();
+    for (window, targets_of) in targets.iter().enumerate() {
+        for (place, at) in targets_of.iter().enumerate() {
+            let octave = number(window, place).max(1).ilog2();
+            let block = &mut octaves.entry(octave).or_insert_with(|| vec![none; targets.len()])[window];
+            block.sum += at.kl;
+            block.weight += 1.0;
+        }
+    }
+    let class = |(octave, blocks): (u32, Vec<Block>)| {
+        // A draw may hold no window with such a target.
+        let draws = bootstrap.ratios(&blocks).map(|draws| draws.into_iter().filter(|draw| draw.is_finite()).collect());
+        let draws = draws.filter(|draws: &Vec<f64>| draws.len() > statistics::DRAWS / 2);
+        Class {
+            low: 1 << octave,
+            high: (2 << octave) - 1,
+            tokens: blocks.iter().map(|block| block.weight).sum::<f64>() as usize,
+            kl_mean: Estimate::new(statistics::ratio(blocks.iter().copied()), draws.as_deref()),
+        }
+    };
+    octaves.into_iter().map(class).collect()
 }
 
 /// Sums over a window from which every figure with an error is made.
@@ -196,8 +273,17 @@ impl Moments {
 impl DivergenceReport {
     /// The figures of `targets`, which holds one list a window.
     pub fn new(prepared: &Prepared, targets: &[Vec<Divergence>], seed: u64) -> Self {
-        let run = prepared.resolved.overlap();
-        Self::of(targets, Bootstrap { seed, run })
+        let bootstrap = Bootstrap { seed, run: prepared.resolved.overlap() };
+        let windows = &prepared.windows;
+        let mut counts: HashMap<u32, usize> = HashMap::new();
+        for token in windows.iter().flat_map(Window::targets) {
+            *counts.entry(*token).or_default() += 1;
+        }
+        Self {
+            by_position: classes(targets, bootstrap, |window, place| windows[window].scored.start + place),
+            by_frequency: classes(targets, bootstrap, |window, place| counts[&windows[window].targets()[place]]),
+            ..Self::of(targets, bootstrap)
+        }
     }
 
     fn of(targets: &[Vec<Divergence>], bootstrap: Bootstrap) -> Self {
@@ -226,6 +312,9 @@ impl DivergenceReport {
             mean_delta_p: estimate(|m| m.delta / m.count),
             rms_delta_p: estimate(|m| (m.delta_squared / m.count).sqrt()),
             correlation: (!correlation.value.is_nan()).then_some(correlation),
+            truncation: None,
+            by_position: Vec::new(),
+            by_frequency: Vec::new(),
         }
     }
 }
@@ -261,6 +350,30 @@ mod tests {
         close(report.correlation.unwrap().value, expected);
         // Two blocks: a draw holds both, or one of them twice.
         assert_eq!(report.kl_mean.interval_95.unwrap().map(|end| (end * 1e6).round()), [1e5, 2e5]);
+    }
+
+    #[test]
+    fn classes_are_octaves_and_hold_every_target_once() {
+        let targets: Vec<Vec<Divergence>> =
+            (0..5).map(|w| (0..20).map(|i| at(f64::from(w * 20 + i), true, 0.5, 0.5)).collect()).collect();
+        let found = classes(&targets, Bootstrap { seed: 0, run: 1 }, |_, place| place + 1);
+        let ends: Vec<_> = found.iter().map(|class| (class.low, class.high, class.tokens)).collect();
+        assert_eq!(ends, [(1, 1, 5), (2, 3, 10), (4, 7, 20), (8, 15, 40), (16, 31, 25)]);
+        // Place 0 of each window: 0, 20, …, 80.
+        assert_eq!(found[0].kl_mean.value, 40.0);
+        let [low, high] = found[0].kl_mean.interval_95.unwrap();
+        assert!(low < 40.0 && high > 40.0);
+        let whole: f64 = found.iter().map(|class| class.kl_mean.value * class.tokens as f64).sum();
+        assert!((whole - f64::from((0..100).sum::<i32>())).abs() < 1e-9);
+        // A class that only one window in many has gets no interval from the few draws that hold it.
+        let lone = classes(
+            &targets,
+            Bootstrap { seed: 0, run: 1 },
+            |window, place| {
+                if window == 0 && place == 0 { 1 } else { 2 }
+            },
+        );
+        assert_eq!((lone[0].tokens, lone[0].kl_mean.value), (1, 0.0));
     }
 
     #[test]

@@ -143,4 +143,10 @@ pub enum EvaluateError {
         /// Where they part, with both values.
         difference: String,
     },
+    /// A figure or page could not be made.
+    #[error(transparent)]
+    Page(#[from] console::page::PageError),
+    /// The table for other programs could not be made.
+    #[error("the results could not be exported: {0}")]
+    Export(String),
 }

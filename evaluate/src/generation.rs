@@ -112,6 +112,7 @@ fn record(
         id: exercise.id.clone(),
         subject: exercise.subject.clone(),
         category: exercise.subject.as_deref().and_then(|subject| task.category(subject)).map(str::to_owned),
+        capability: task.capability,
         prompt_sha256: exercise.sha256(),
         metric: task.primary(),
         answer: None,

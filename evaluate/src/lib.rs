@@ -15,12 +15,16 @@
 pub mod answer;
 pub mod bands;
 pub mod baseline;
+pub mod capability;
 pub mod choice;
 pub mod compare;
 pub mod divergence;
 pub mod error;
+pub mod export;
 pub mod generation;
 pub mod likelihood;
+pub mod logits;
+pub mod page;
 pub mod paired;
 pub mod perplexity;
 pub mod protocol;

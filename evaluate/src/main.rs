@@ -1,6 +1,8 @@
 //! The `evaluate` command.
 
+mod budget;
 mod cli;
+mod outputs;
 mod run;
 mod tasks;
 

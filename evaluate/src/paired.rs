@@ -13,9 +13,11 @@
 
 use crate::{
     EvaluateError,
+    capability::Change,
     records::{Record, Run},
     statistics::{Block, Bootstrap, Estimate},
     task::Metric,
+    task_report,
 };
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
@@ -36,6 +38,15 @@ pub struct Flip {
     pub model: Option<usize>,
     /// The right choice.
     pub answer: Option<usize>,
+    /// Its subject.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// How far the right choice's log-probability is above the best other one's, in the baseline and in the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margins: Option<[f64; 2]>,
+    /// What the baseline and the model wrote.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub responses: Option<[String; 2]>,
 }
 
 /// A further metric of both runs.
@@ -44,9 +55,9 @@ pub struct MetricDifference {
     /// Which.
     pub metric: Metric,
     /// Of the baseline.
-    pub baseline: f64,
+    pub baseline: Estimate,
     /// Of the model.
-    pub model: f64,
+    pub model: Estimate,
     /// Model minus baseline.
     pub difference: Estimate,
 }
@@ -85,6 +96,17 @@ pub struct Flips {
     pub items: Vec<Flip>,
 }
 
+/// A run against its baseline.
+#[derive(Clone, Debug)]
+pub struct Compared {
+    /// What the user called the run.
+    pub model: String,
+    /// Task by task.
+    pub paired: Vec<Paired>,
+    /// By capability, where there are several tasks.
+    pub changes: Vec<Change>,
+}
+
 /// Compares every task that both runs have.
 pub fn compare(baseline: &Run, model: &Run, seed: u64) -> Result<Vec<Paired>, EvaluateError> {
     let tasks = model.iter().filter_map(|(task, ours)| Some((task, baseline.get(task)?, ours)));
@@ -99,12 +121,7 @@ pub fn compare(baseline: &Run, model: &Run, seed: u64) -> Result<Vec<Paired>, Ev
 }
 
 fn pair(task: &str, theirs: &[Record], ours: &[Record], seed: u64) -> Result<Paired, EvaluateError> {
-    let known: HashMap<&str, &Record> = theirs.iter().map(|record| (record.id.as_str(), record)).collect();
-    let pairs: Vec<(&Record, &Record)> = ours
-        .iter()
-        .filter_map(|record| Some((*known.get(record.id.as_str())?, record)))
-        .filter(|(theirs, ours)| theirs.prompt_sha256 == ours.prompt_sha256 && theirs.metric == ours.metric)
-        .collect();
+    let pairs = matched(theirs, ours);
     let Some((_, first)) = pairs.first() else {
         let what = "the runs have no item with the same prompt in common: settings or data differ".to_owned();
         return Err(EvaluateError::Task { task: task.to_owned(), what });
@@ -120,6 +137,15 @@ fn pair(task: &str, theirs: &[Record], ours: &[Record], seed: u64) -> Result<Pai
     let left_out = theirs.len() + ours.len() - 2 * pairs.len();
     let flips = primary.is_binary().then(|| flips(&pairs));
     Ok(Paired { task: task.to_owned(), items: pairs.len(), left_out, metrics, flips })
+}
+
+/// The items that both runs have with the same prompt, the baseline's record first.
+pub fn matched<'a>(theirs: &'a [Record], ours: &'a [Record]) -> Vec<(&'a Record, &'a Record)> {
+    let known: HashMap<&str, &Record> = theirs.iter().map(|record| (record.id.as_str(), record)).collect();
+    ours.iter()
+        .filter_map(|record| Some((*known.get(record.id.as_str())?, record)))
+        .filter(|(theirs, ours)| theirs.prompt_sha256 == ours.prompt_sha256 && theirs.metric == ours.metric)
+        .collect()
 }
 
 /// The value of a metric over items, from the mean of the items' values.
@@ -140,8 +166,9 @@ fn difference(metric: Metric, pairs: &[(&Record, &Record)], seed: u64) -> Metric
     let draws = Bootstrap { seed, run: 1 }.resample(ours.len(), |indices| {
         of(&ours, &mut indices.iter().copied()) - of(&theirs, &mut indices.iter().copied())
     });
-    let (baseline, model) = (whole(&theirs), whole(&ours));
-    MetricDifference { metric, baseline, model, difference: Estimate::new(model - baseline, draws.as_deref()) }
+    let difference = Estimate::new(whole(&ours) - whole(&theirs), draws.as_deref());
+    let [baseline, model] = [false, true].map(|model| task_report::estimate(metric, &values(model), seed));
+    MetricDifference { metric, baseline, model, difference }
 }
 
 /// Sums over each subject; over each item where there are fewer than two subjects.
@@ -167,6 +194,9 @@ fn flips(pairs: &[(&Record, &Record)]) -> Flips {
             baseline: theirs.prediction,
             model: ours.prediction,
             answer: ours.answer,
+            subject: ours.subject.clone(),
+            margins: margin(theirs).zip(margin(ours)).map(|(theirs, ours)| [theirs, ours]),
+            responses: theirs.response.clone().zip(ours.response.clone()).map(|(theirs, ours)| [theirs, ours]),
         })
         .collect();
     let gained = items.iter().filter(|flip| flip.gained).count();
@@ -182,6 +212,14 @@ fn flips(pairs: &[(&Record, &Record)]) -> Flips {
         detectable: (DETECTION * discordant.sqrt() / count).min(1.0),
         items,
     }
+}
+
+/// `L_right − max of the other L_i`: positive where the right choice is picked by plain sums.
+fn margin(record: &Record) -> Option<f64> {
+    let answer = record.answer?;
+    let right = record.log_probabilities.get(answer)?;
+    let others = record.log_probabilities.iter().enumerate().filter(|(index, _)| *index != answer);
+    Some(right - others.map(|(_, other)| *other).reduce(f64::max)?)
 }
 
 /// McNemar's exact test, two-sided.

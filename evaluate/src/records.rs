@@ -5,6 +5,7 @@
 //! | `schema` | 1 |
 //! | `task`, `id` | the item; ids are unique in a task and don't depend on `--limit` |
 //! | `subject`, `category` | where the task has them |
+//! | `capability` | what the task asks of a model, where its file says so |
 //! | `prompt_sha256` | hash of contexts, continuations and answer: runs are compared on equal ones only |
 //! | `metric` | the task's first metric, which `prediction` and `correct` go by |
 //! | `answer`, `prediction` | index of the right choice and of the picked one; null where there is none |
@@ -14,7 +15,7 @@
 //! | `response`, `verdict` | what the model wrote, and what its tests said; left out where it chooses |
 //! | `metrics` | the item's value of every metric; of `perplexity` its log-likelihood |
 
-use crate::{EvaluateError, task::Metric};
+use crate::{EvaluateError, capability::Capability, task::Metric};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashSet},
@@ -40,6 +41,9 @@ pub struct Record {
     /// Its category.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<String>,
+    /// What the task asks of a model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability: Option<Capability>,
     /// Hash of all that was put to the model.
     pub prompt_sha256: String,
     /// What `prediction` and `correct` go by.
@@ -139,6 +143,7 @@ pub(crate) mod tests {
             id: id.into(),
             subject: subject.map(str::to_owned),
             category: None,
+            capability: None,
             prompt_sha256: format!("hash of {id}"),
             metric: Metric::Acc,
             answer: Some(0),

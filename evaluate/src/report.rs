@@ -2,6 +2,7 @@
 
 use crate::{
     Measurement, Prepared, Resolved,
+    capability::{self, Change},
     compare::Comparison,
     divergence::DivergenceReport,
     protocol::{Beginning, Reduction, Scored, TextHandling},
@@ -94,6 +95,9 @@ pub struct TextReport {
     /// What each window, or page, contributes to the log-perplexity; left out where a text's figures are repeated.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<Block>,
+    /// The same of the baseline.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub baseline_blocks: Vec<Block>,
     /// The baseline's figures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Measurement>,
@@ -109,6 +113,8 @@ pub struct TextReport {
 pub struct Against {
     /// The baseline's figures.
     pub baseline: Measurement,
+    /// What each window, or page, contributes to its log-perplexity.
+    pub blocks: Vec<Block>,
     /// One against the other.
     pub comparison: Comparison,
     /// The distance of their distributions, if it was asked for.
@@ -123,9 +129,9 @@ impl TextReport {
         (measurement, blocks): (Measurement, Vec<Block>),
         against: Option<Against>,
     ) -> Self {
-        let (baseline, comparison, divergence) = match against {
-            Some(against) => (Some(against.baseline), Some(against.comparison), against.divergence),
-            None => (None, None, None),
+        let (baseline, baseline_blocks, comparison, divergence) = match against {
+            Some(against) => (Some(against.baseline), against.blocks, Some(against.comparison), against.divergence),
+            None => (None, Vec::new(), None, None),
         };
         Self {
             text: source.reference.clone(),
@@ -137,6 +143,7 @@ impl TextReport {
             bos: prepared.beginning.clone(),
             measurement,
             blocks,
+            baseline_blocks,
             baseline,
             comparison,
             divergence,
@@ -168,6 +175,12 @@ pub struct Results {
     /// Every task.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskReport>,
+    /// The tasks against the baseline by capability, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<Change>,
+    /// Which capability lost most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
 }
 
 /// The perplexities of a run.
@@ -190,11 +203,11 @@ impl Results {
         seed: u64,
         threads: usize,
         texts: Vec<TextReport>,
-        tasks: Vec<TaskReport>,
+        (tasks, capabilities): (Vec<TaskReport>, Vec<Change>),
     ) -> Self {
         let perplexity = texts.first().cloned().map(|first| Report {
             protocol: resolved.into(),
-            first: TextReport { blocks: Vec::new(), ..first },
+            first: TextReport { blocks: Vec::new(), baseline_blocks: Vec::new(), ..first },
             texts,
         });
         Self {
@@ -207,6 +220,8 @@ impl Results {
             peak_memory: console::machine::peak_memory(),
             perplexity,
             tasks,
+            verdict: capability::verdict(&capabilities),
+            capabilities,
         }
     }
 
@@ -226,6 +241,7 @@ impl std::fmt::Display for Results {
         if !self.tasks.is_empty() {
             write!(f, "{}", task_report::tables(&self.tasks))?;
         }
+        write!(f, "{}", capability::tables(&self.capabilities))?;
         Ok(())
     }
 }
@@ -246,6 +262,9 @@ impl std::fmt::Display for Report {
             writeln!(f, "{}", agreements(self))?;
         }
         for text in &self.texts {
+            if let Some(truncation) = text.divergence.as_ref().and_then(|divergence| divergence.truncation) {
+                writeln!(f, "{}: {truncation}", short(&text.text))?;
+            }
             if let Some(verdict) = text.comparison.as_ref().and_then(|comparison| comparison.verdict) {
                 writeln!(f, "{}: {verdict}", short(&text.text))?;
             }
@@ -362,7 +381,7 @@ fn agreements(report: &Report) -> console::Table {
 }
 
 /// The last part of a path, which is what a table has room for.
-fn short(reference: &str) -> &str {
+pub(crate) fn short(reference: &str) -> &str {
     reference.trim_end_matches('/').rsplit('/').next().unwrap_or(reference)
 }
 

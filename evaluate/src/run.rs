@@ -1,6 +1,7 @@
 //! What `evaluate` does, from arguments to exit code.
 
 use crate::{
+    budget,
     cli::{Arguments, Command, Measure},
     tasks,
 };
@@ -13,6 +14,9 @@ use evaluate::{
     baseline::Baseline,
     compare::compare,
     divergence::{self, DivergenceReport},
+    export,
+    logits::{self, StoredLogits},
+    page,
     protocol::{PROTOCOLS, Reduction},
     report::{Against, ModelReport, Results, TextReport},
     score::{self, score},
@@ -44,6 +48,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             Ok(Exit::Done)
         }
         (None, Some(mut measure)) => {
+            measure.exports = arguments.exports;
             measure.check();
             measure.data = or_default(measure.data);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(measure.threads.unwrap_or(0)).build()?;
@@ -93,7 +98,7 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
     }
     let beside = match &baseline {
         Some(Baseline::Model(baseline)) => Some(baseline.as_ref()),
-        Some(Baseline::Stored(_)) if !measure.tasks.is_empty() => {
+        Some(Baseline::Stored(_) | Baseline::Logits(_)) if measure.asks_tasks() => {
             anyhow::bail!(
                 "`--tasks` needs the baseline model itself: a result file holds no answers; records of earlier \
                 runs are compared by `evaluate compare`"
@@ -102,32 +107,81 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
         _ => None,
     };
     let longest = baseline.iter().fold(checkpoint.config.max_positions, |n, base| n.min(base.longest()));
+    let named: Vec<&str> = [Some(&checkpoint), beside].into_iter().flatten().map(|model| &*model.reference).collect();
+    let files = measure.exports.open(&named)?;
     let resolved = measure.changes().resolve(measure.protocol, longest)?;
     let texts = prepare(measure, resolved, &checkpoint, baseline.as_ref())?;
-    let prepared = tasks::prepare(measure, &checkpoint, beside)?;
+    let tasks = Asked::prepare(measure, &checkpoint, beside)?;
     announce(measure, threads, resolved, &texts);
-    tasks::announce(&prepared);
+    tasks.announce();
 
     let band = baseline.as_ref().and_then(|_| Band::of_checkpoint(&checkpoint));
     let band = band.filter(|_| resolved.protocol.reduction != Reduction::Words);
+    let mut saving = saved(measure, &checkpoint, &texts)?;
     let mut reports = Vec::with_capacity(texts.len());
     for Text { source, prepared } in &texts {
-        let (ours, theirs, divergence) = figures(measure, &checkpoint, baseline.as_ref(), prepared)?;
+        let (ours, theirs, divergence) = figures(measure, &checkpoint, baseline.as_ref(), prepared, &mut saving)?;
         let against = theirs.map(|(measurement, blocks)| Against {
             baseline: measurement,
             comparison: compare(prepared, &ours.1, &blocks, measure.seed, band),
+            blocks,
             divergence,
         });
         reports.push(TextReport::new(source, prepared, ours, against));
     }
-    let tasks = tasks::run(measure, &checkpoint, beside, prepared)?;
+    if let Some(saving) = saving {
+        saving.finish()?.commit(&[])?;
+    }
+    let done = tasks.run(measure, [Some(&checkpoint), beside])?;
+    let layouts = done.layouts(measure, &named);
 
     let models =
         (describe(measure, &checkpoint)?, baseline.map(|baseline| describe_baseline(measure, baseline)).transpose()?);
-    let results = Results::new(models, resolved, measure.seed, threads, reports, tasks);
+    let results = Results::new(models, resolved, measure.seed, threads, reports, (done.reports, done.changes));
+    let page = measure.exports.wants_page().then(|| page::of_run(&results)).transpose()?;
+    files.commit(layouts, &export::rows(&results), page)?;
     deliver(measure, output, &results)?;
     let exceeded = measure.limit_ratio.is_some_and(|limit| results.worst_ratio().is_some_and(|ratio| ratio > limit));
     Ok(if exceeded { Exit::OutsideBound } else { Exit::Done })
+}
+
+/// The tasks of a run: as many items as were asked for, or as many as there is time for.
+enum Asked {
+    Items(Vec<tasks::Prepared>),
+    Time(Vec<budget::Timed>),
+}
+
+impl Asked {
+    fn prepare(measure: &Measure, checkpoint: &Checkpoint, baseline: Option<&Checkpoint>) -> anyhow::Result<Self> {
+        if measure.capabilities {
+            return budget::prepare(measure, baseline.is_some()).map(Self::Time);
+        }
+        tasks::prepare(measure, checkpoint, baseline).map(Self::Items)
+    }
+
+    fn announce(&self) {
+        if let Self::Items(prepared) = self {
+            tasks::announce(prepared);
+        }
+    }
+
+    fn run(self, measure: &Measure, models: [Option<&Checkpoint>; 2]) -> anyhow::Result<tasks::Done> {
+        match self {
+            Self::Items(prepared) => tasks::run(measure, models, prepared),
+            Self::Time(timed) => budget::run(measure, models, timed),
+        }
+    }
+}
+
+/// The file of log-probabilities, if one is to be written.
+fn saved(measure: &Measure, checkpoint: &Checkpoint, texts: &[Text]) -> anyhow::Result<Option<logits::Writer<Output>>> {
+    let Some(path) = &measure.save_logits else { return Ok(None) };
+    let output = Output::open(path).with_context(|| path.display().to_string())?;
+    let files = checkpoint.source_files()?;
+    let model = ModelReport { reference: checkpoint.reference.clone(), files, compute: checkpoint.compute };
+    let texts: Vec<&Prepared> = texts.iter().map(|text| &text.prepared).collect();
+    let header = logits::Header::new(checkpoint, model, measure.logits_top.unwrap_or(logits::DEFAULT_TOP), &texts);
+    Ok(Some(logits::Writer::new(output, header)?))
 }
 
 /// A measurement with the blocks it is made of.
@@ -139,19 +193,46 @@ fn figures(
     checkpoint: &Checkpoint,
     baseline: Option<&Baseline>,
     prepared: &Prepared,
+    saving: &mut Option<logits::Writer<Output>>,
 ) -> anyhow::Result<(Figures, Option<Figures>, Option<DivergenceReport>)> {
+    if let Some(Baseline::Logits(stored)) = baseline {
+        return truncated(measure, checkpoint, stored, prepared);
+    }
     if let (Some(Baseline::Model(baseline)), true) = (baseline, measure.divergence) {
         return diverged(measure, checkpoint, baseline, prepared);
     }
-    let ours = measured(measure, checkpoint, prepared)?;
+    let ours = measured(measure, checkpoint, prepared, saving.as_mut())?;
     let theirs = match baseline {
-        Some(Baseline::Model(baseline)) => Some(measured(measure, baseline, prepared)?),
+        Some(Baseline::Model(baseline)) => Some(measured(measure, baseline, prepared, None)?),
         Some(Baseline::Stored(stored)) => {
             Some(stored.find(prepared).map(|(measurement, blocks)| (measurement, blocks.to_vec()))?)
         }
-        None => None,
+        Some(Baseline::Logits(_)) | None => None,
     };
     Ok((ours, theirs, None))
+}
+
+/// The model beside the baseline's stored distributions.
+fn truncated(
+    measure: &Measure,
+    checkpoint: &Checkpoint,
+    stored: &StoredLogits,
+    prepared: &Prepared,
+) -> anyhow::Result<(Figures, Option<Figures>, Option<DivergenceReport>)> {
+    let title = format!("{} beside stored log-probabilities on {}", checkpoint.reference, prepared.reference);
+    let mut progress = Progress::new(&title, score::steps(checkpoint, &prepared.windows, measure.memory()), 0);
+    let (joint, truncation) = stored.compare(checkpoint, prepared, measure.memory(), &mut |step| {
+        progress.step(&place(step, prepared.windows.len()));
+    })?;
+    progress.finish();
+    let figures =
+        |scores: &[Vec<f32>], seconds| (prepared.measure(scores, measure.seed, seconds), prepared.blocks(scores));
+    let report = DivergenceReport::new(prepared, &joint.targets, measure.seed);
+    Ok((
+        figures(&joint.model_scores(), joint.model_seconds),
+        Some(figures(&joint.baseline_scores(), joint.baseline_seconds)),
+        Some(DivergenceReport { truncation: Some(truncation), ..report }),
+    ))
 }
 
 /// Both models side by side.
@@ -219,13 +300,20 @@ fn announce(measure: &Measure, threads: usize, resolved: Resolved, texts: &[Text
     say(&format!("threads    {threads}; {memory} for hidden states; seed {}", measure.seed));
 }
 
-fn measured(measure: &Measure, checkpoint: &Checkpoint, prepared: &Prepared) -> anyhow::Result<Figures> {
+fn measured(
+    measure: &Measure,
+    checkpoint: &Checkpoint,
+    prepared: &Prepared,
+    saving: Option<&mut logits::Writer<Output>>,
+) -> anyhow::Result<Figures> {
     let title = format!("{} on {}", checkpoint.reference, prepared.reference);
     let mut progress = Progress::new(&title, score::steps(checkpoint, &prepared.windows, measure.memory()), 0);
     let started = Instant::now();
-    let scores = score(checkpoint, &prepared.windows, measure.memory(), &mut |step| {
-        progress.step(&place(step, prepared.windows.len()));
-    })?;
+    let mut report = |step| progress.step(&place(step, prepared.windows.len()));
+    let scores = match saving {
+        Some(saving) => saving.text(checkpoint, &prepared.windows, measure.memory(), &mut report)?,
+        None => score(checkpoint, &prepared.windows, measure.memory(), &mut report)?,
+    };
     let seconds = started.elapsed().as_secs_f64();
     progress.finish();
     Ok((prepared.measure(&scores, measure.seed, seconds), prepared.blocks(&scores)))
@@ -239,7 +327,8 @@ fn place(step: score::Step, windows: usize) -> String {
 
 /// Files are hashed only where the hashes are shown.
 fn describe(measure: &Measure, checkpoint: &Checkpoint) -> anyhow::Result<ModelReport> {
-    let files = if measure.json.is_some() { checkpoint.source_files()? } else { Vec::new() };
+    let shown = measure.json.is_some() || measure.exports.wants_page();
+    let files = if shown { checkpoint.source_files()? } else { Vec::new() };
     Ok(ModelReport { reference: checkpoint.reference.clone(), files, compute: checkpoint.compute })
 }
 
@@ -247,6 +336,7 @@ fn describe_baseline(measure: &Measure, baseline: Baseline) -> anyhow::Result<Mo
     match baseline {
         Baseline::Model(checkpoint) => describe(measure, &checkpoint),
         Baseline::Stored(stored) => Ok(stored.model),
+        Baseline::Logits(stored) => Ok(stored.header.model),
     }
 }
 

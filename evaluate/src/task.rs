@@ -6,6 +6,7 @@
 //! ```toml
 //! name = "capitals"                              # what --tasks and records call it
 //! about = "European capitals"                    # one line for `evaluate tasks`
+//! capability = "knowledge"                       # what it asks of a model, see [`Capability`] (optional)
 //! prompt_source = "our own"                      # whose prompt it is
 //! items = 40                                     # how many the published set has (optional)
 //! shots = 0                                      # solved examples before each question, the first of their file
@@ -52,7 +53,7 @@ pub mod data;
 pub mod exercise;
 pub mod prompt;
 
-use crate::EvaluateError;
+use crate::{EvaluateError, capability::Capability};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -64,6 +65,8 @@ pub struct Task {
     pub name: String,
     /// What it is, in a line.
     pub about: String,
+    /// What it asks of a model.
+    pub capability: Option<Capability>,
     /// Whose prompt it is.
     pub prompt_source: String,
     /// Items of the published set.

@@ -282,15 +282,18 @@ fn categories(report: &TaskReport) -> console::Table {
 
 /// The tables of paired comparisons, and a line on each task whose runs don't hold the same items.
 pub fn comparison(compared: &[Paired]) -> String {
-    let mut table = console::Table::new(["task", "metric", "items", "baseline", "model", "difference", "95 %"]);
+    let headings = ["task", "metric", "items", "baseline", "95 %", "model", "95 %", "difference", "95 %"];
+    let mut table = console::Table::new(headings);
     for paired in compared {
         for figure in &paired.metrics {
             table.row([
                 paired.task.clone(),
                 figure.metric.name().to_owned(),
                 paired.items.to_string(),
-                format!("{:.4}", figure.baseline),
-                format!("{:.4}", figure.model),
+                format!("{:.4}", figure.baseline.value),
+                interval(figure.baseline.interval_95, 3),
+                format!("{:.4}", figure.model.value),
+                interval(figure.model.interval_95, 3),
                 format!("{:+.4}", figure.difference.value),
                 signed_interval(figure.difference.interval_95),
             ]);

@@ -7,10 +7,13 @@ use crate::{
 use anyhow::Context as _;
 use console::{Exit, Progress, files::Output};
 use evaluate::{
+    capability::{self, Change},
     choice,
+    export::{self, TaskRecords},
     generation::{self, Prompt},
     likelihood::{self, Encoder, Request, Step},
-    paired,
+    page,
+    paired::{self, Compared, Flip, Paired},
     records::{self, Record, Run},
     sandbox::{Limits, Sandbox},
     task::{
@@ -24,6 +27,7 @@ use evaluate::{
 use model::Checkpoint;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
@@ -84,19 +88,84 @@ pub(crate) fn prepare(
         if prepared.iter().any(|other| other.task.name == task.name) {
             anyhow::bail!("two tasks are called {}: name each once", task.name);
         }
-        let shots = measure.shots.unwrap_or(task.shots);
-        let data = TaskData::read(&task, &measure.data, shots > 0)?;
+        let data = TaskData::read(&task, &measure.data, measure.shots.unwrap_or(task.shots) > 0)?;
         let available = data.rows.len();
         let limit = measure.limit.filter(|limit| *limit < available);
-        let chosen = draw(available, limit, measure.seed);
-        let questions = questions(measure, &task, &data, &chosen, shots)?;
-        let file = format!("{}.jsonl", task.name);
-        let path = |part: &str| measure.records.as_ref().map(|folder| folder.join(part).join(&file));
-        let model = Side::new(checkpoint, &questions, path(""))?;
-        let baseline = baseline.map(|baseline| Side::new(baseline, &questions, path("baseline"))).transpose()?;
-        prepared.push(Prepared { task, shots, available, limit, files: data.files, questions, model, baseline });
+        let mut next =
+            Prepared::new(measure, [Some(checkpoint), baseline], &task, &data, &draw(available, limit, measure.seed))?;
+        next.limit = limit;
+        let outputs = outputs(measure, &task, baseline.is_some())?;
+        for (side, output) in [Some(&mut next.model), next.baseline.as_mut()].into_iter().flatten().zip(outputs) {
+            side.output = output;
+        }
+        prepared.push(next);
     }
     Ok(prepared)
+}
+
+/// What scoring a task leaves.
+pub(crate) type Scored = (Vec<Record>, Summary);
+
+/// Where the records of a task go, the model's and the baseline's.
+pub(crate) fn outputs(measure: &Measure, task: &Task, baseline: bool) -> anyhow::Result<[Option<Output>; 2]> {
+    let open = |part: &str| {
+        let path = measure.records.as_ref().map(|folder| folder.join(part).join(format!("{}.jsonl", task.name)));
+        path.map(|path| Output::open(&path).with_context(|| path.display().to_string())).transpose()
+    };
+    Ok([open("")?, if baseline { open("baseline")? } else { None }])
+}
+
+impl Prepared {
+    /// The `chosen` items of a task; no records are written of them.
+    pub(crate) fn new(
+        measure: &Measure,
+        models: [Option<&Checkpoint>; 2],
+        task: &Task,
+        data: &TaskData,
+        chosen: &[usize],
+    ) -> anyhow::Result<Self> {
+        let shots = measure.shots.unwrap_or(task.shots);
+        let questions = questions(measure, task, data, chosen, shots)?;
+        let side = |model: Option<&Checkpoint>| model.map(|model| Side::new(model, &questions)).transpose();
+        let [model, baseline] = models;
+        let (model, baseline) = (side(model)?.context("there is always a model")?, side(baseline)?);
+        let (task, files) = (task.clone(), data.files.clone());
+        Ok(Self { task, shots, available: data.rows.len(), limit: None, files, questions, model, baseline })
+    }
+
+    /// Scores the items with both models.
+    pub(crate) fn score(
+        &self,
+        measure: &Measure,
+        models: [Option<&Checkpoint>; 2],
+    ) -> anyhow::Result<[Option<Scored>; 2]> {
+        let [model, baseline] = models;
+        let score = |model: Option<&Checkpoint>, tokens: Option<&Side>| match (model, tokens) {
+            (Some(model), Some(tokens)) => side(measure, model, self, tokens).map(Some),
+            _ => Ok(None),
+        };
+        Ok([score(model, Some(&self.model))?, score(baseline, self.baseline.as_ref())?])
+    }
+}
+
+/// The report of a task, without its comparison.
+pub(crate) fn report(
+    (task, files): (Task, Vec<DataFile>),
+    (shots, available, limit): (usize, usize, Option<usize>),
+    (model, baseline): (Summary, Option<Summary>),
+) -> TaskReport {
+    TaskReport {
+        task: task.name,
+        prompt_source: task.prompt_source,
+        shots,
+        available,
+        limit: limit.filter(|limit| *limit < available),
+        chat_template: false,
+        files,
+        model,
+        baseline,
+        paired: None,
+    }
 }
 
 fn questions(
@@ -136,7 +205,7 @@ fn draw(count: usize, limit: Option<usize>, seed: u64) -> Vec<usize> {
 }
 
 impl Side {
-    fn new(checkpoint: &Checkpoint, questions: &Questions, path: Option<PathBuf>) -> anyhow::Result<Self> {
+    fn new(checkpoint: &Checkpoint, questions: &Questions) -> anyhow::Result<Self> {
         let mut encoder = Encoder::new(checkpoint, checkpoint.config.max_positions);
         let requests = match questions {
             Questions::Choices(items) => Requests::Choices(encoder.requests(items)?),
@@ -145,8 +214,7 @@ impl Side {
                 Requests::Prompts(exercises.iter().map(prompt).collect::<Result<_, _>>()?)
             }
         };
-        let output = path.map(|path| Output::open(&path).with_context(|| path.display().to_string())).transpose()?;
-        Ok(Self { requests, bos: encoder.beginning()?, output })
+        Ok(Self { requests, bos: encoder.beginning()?, output: None })
     }
 
     fn circumstances(&self, seconds: f64) -> Circumstances {
@@ -178,45 +246,85 @@ pub(crate) fn announce(prepared: &[Prepared]) {
 /// Scores every task with both models.
 pub(crate) fn run(
     measure: &Measure,
-    checkpoint: &Checkpoint,
-    baseline: Option<&Checkpoint>,
+    models: [Option<&Checkpoint>; 2],
     prepared: Vec<Prepared>,
-) -> anyhow::Result<Vec<TaskReport>> {
-    let (mut reports, mut ours, mut theirs) = (Vec::new(), Run::new(), Run::new());
+) -> anyhow::Result<Done> {
+    let (mut reports, mut runs) = (Vec::new(), [Run::new(), Run::new()]);
     for mut prepared in prepared {
         let name = prepared.task.name.clone();
-        let (records, model) = side(measure, checkpoint, &prepared, &prepared.model)?;
-        write(prepared.model.output.take(), &records)?;
-        ours.insert(name.clone(), records);
-        let mut other = None;
-        if let (Some(baseline), Some(tokens)) = (baseline, &prepared.baseline) {
-            let (records, summary) = side(measure, baseline, &prepared, tokens)?;
-            write(prepared.baseline.as_mut().and_then(|side| side.output.take()), &records)?;
-            theirs.insert(name.clone(), records);
-            other = Some(summary);
+        let scored = prepared.score(measure, models)?;
+        let outputs = [prepared.model.output.take(), prepared.baseline.as_mut().and_then(|side| side.output.take())];
+        let mut summaries = [None, None];
+        for (index, (scored, output)) in scored.into_iter().zip(outputs).enumerate() {
+            let Some((records, summary)) = scored else { continue };
+            write(output, &records)?;
+            runs[index].insert(name.clone(), records);
+            summaries[index] = Some(summary);
         }
-        reports.push(TaskReport {
-            task: name,
-            prompt_source: prepared.task.prompt_source,
-            shots: prepared.shots,
-            available: prepared.available,
-            limit: prepared.limit,
-            chat_template: false,
-            files: prepared.files,
-            model,
-            baseline: other,
-            paired: None,
-        });
+        let [model, baseline] = summaries;
+        reports.push(report(
+            (prepared.task, prepared.files),
+            (prepared.shots, prepared.available, prepared.limit),
+            (model.context("the model is always scored")?, baseline),
+        ));
     }
-    for paired in paired::compare(&theirs, &ours, measure.seed)? {
-        if let Some(report) = reports.iter_mut().find(|report| report.task == paired.task) {
-            report.paired = Some(paired);
-        }
-    }
-    Ok(reports)
+    Done::new(reports, runs, measure.seed)
 }
 
-fn write(output: Option<Output>, records: &[Record]) -> anyhow::Result<()> {
+/// What running tasks leaves.
+pub(crate) struct Done {
+    /// The figures.
+    pub(crate) reports: Vec<TaskReport>,
+    /// By capability, where there is a baseline and more than one task.
+    pub(crate) changes: Vec<Change>,
+    /// The model's records and the baseline's.
+    runs: [Run; 2],
+}
+
+impl Done {
+    /// Compares the runs.
+    pub(crate) fn new(mut reports: Vec<TaskReport>, runs: [Run; 2], seed: u64) -> anyhow::Result<Self> {
+        let [ours, theirs] = &runs;
+        let compared = paired::compare(theirs, ours, seed)?;
+        let changes = worth_showing(capability::changes(theirs, ours, seed), &compared);
+        for paired in compared {
+            if let Some(report) = reports.iter_mut().find(|report| report.task == paired.task) {
+                report.paired = Some(paired);
+            }
+        }
+        Ok(Self { reports, changes, runs })
+    }
+
+    /// The results of `models`, the model and the baseline if there is one, in lm-evaluation-harness's layout.
+    pub(crate) fn layouts(&self, measure: &Measure, models: &[&str]) -> Vec<Value> {
+        let known = |run: &Run| -> Vec<(String, usize, usize, String)> {
+            let asked = self.reports.iter().filter(|report| run.contains_key(&report.task));
+            asked.map(|r| (r.task.clone(), r.shots, r.available, r.prompt_source.clone())).collect()
+        };
+        let layout = |(model, run): (&&str, &Run)| {
+            let known = known(run);
+            let tasks: Vec<TaskRecords<'_>> = known
+                .iter()
+                .map(|(task, shots, available, source)| TaskRecords {
+                    task,
+                    records: &run[task],
+                    shots: Some(*shots),
+                    available: Some(*available),
+                    prompt_source: Some(source),
+                })
+                .collect();
+            export::lm_eval(model, measure.seed, measure.limit, &tasks)
+        };
+        models.iter().zip(&self.runs).map(layout).collect()
+    }
+}
+
+/// `changes` where a view over capabilities says more than the comparison of tasks.
+fn worth_showing(changes: Vec<Change>, compared: &[Paired]) -> Vec<Change> {
+    if compared.len() > 1 { changes } else { Vec::new() }
+}
+
+pub(crate) fn write(output: Option<Output>, records: &[Record]) -> anyhow::Result<()> {
     match output {
         Some(output) => output.commit(&records::to_json_lines(records)?).context("writing records"),
         None => Ok(()),
@@ -425,18 +533,32 @@ fn show_tokens(text: &mut String, checkpoint: &Checkpoint, request: &Request) ->
 
 /// `evaluate compare`.
 pub(crate) fn compare(compare: &Compare) -> anyhow::Result<Exit> {
+    let names: Vec<&str> = std::iter::once(&compare.baseline).chain(&compare.models).map(String::as_str).collect();
+    let files = compare.exports.open(&names)?;
     let baseline = records::read(&compare.baseline)?;
-    let mut all = Vec::new();
+    let (mut all, mut runs) = (Vec::new(), vec![baseline]);
     for model in &compare.models {
-        let paired = paired::compare(&baseline, &records::read(model)?, compare.seed)?;
+        let run = records::read(model)?;
+        let paired = paired::compare(&runs[0], &run, compare.seed)?;
+        let changes = worth_showing(capability::changes(&runs[0], &run, compare.seed), &paired);
         if paired.is_empty() {
             anyhow::bail!("{} and {model} have no task in common", compare.baseline);
         }
-        all.push((model, paired));
+        all.push(Compared { model: model.clone(), paired, changes });
+        runs.push(run);
     }
+    let layouts = names.iter().zip(&runs).map(|(name, run)| layout(name, run, compare.seed)).collect();
+    let rows: Vec<_> = all.iter().flat_map(|run| export::comparison_rows(&compare.baseline, run)).collect();
+    let page = || page::of_comparison(&compare.baseline, &all, compare.seed);
+    files.commit(layouts, &rows, compare.exports.wants_page().then(page).transpose()?)?;
     if compare.json {
-        let runs: Vec<_> =
-            all.iter().map(|(model, paired)| serde_json::json!({"model": model, "tasks": paired})).collect();
+        let runs: Vec<_> = all
+            .iter()
+            .map(|run| {
+                serde_json::json!({"model": run.model, "tasks": run.paired, "capabilities": run.changes,
+                    "verdict": capability::verdict(&run.changes)})
+            })
+            .collect();
         let json = serde_json::json!({
             "tool": concat!("caliper evaluate ", env!("CARGO_PKG_VERSION")), "baseline": compare.baseline,
             "seed": compare.seed, "draws": evaluate::statistics::DRAWS, "runs": runs,
@@ -445,29 +567,68 @@ pub(crate) fn compare(compare: &Compare) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     let mut text = String::new();
-    for (model, paired) in &all {
-        writeln!(text, "{model} against {}", compare.baseline)?;
-        text += &task_report::comparison(paired);
+    for run in &all {
+        writeln!(text, "{} against {}", run.model, compare.baseline)?;
+        text += &task_report::comparison(&run.paired);
         if compare.show_flips {
-            show_flips(&mut text, paired)?;
+            show_flips(&mut text, &run.paired)?;
         }
+        text += &capability::tables(&run.changes);
     }
     print(&text)?;
     Ok(Exit::Done)
 }
 
-fn show_flips(text: &mut String, compared: &[paired::Paired]) -> anyhow::Result<()> {
-    let index = |choice: Option<usize>| choice.map_or_else(|| "n/a".to_owned(), |choice| choice.to_string());
+/// What records alone say, in lm-evaluation-harness's layout.
+fn layout(name: &str, run: &Run, seed: u64) -> Value {
+    let tasks = run.iter().filter(|(_, records)| !records.is_empty()).map(|(task, records)| TaskRecords {
+        task,
+        records,
+        shots: None,
+        available: None,
+        prompt_source: None,
+    });
+    export::lm_eval(name, seed, None, &tasks.collect::<Vec<_>>())
+}
+
+fn show_flips(text: &mut String, compared: &[Paired]) -> anyhow::Result<()> {
     for paired in compared {
         let Some(flips) = &paired.flips else { continue };
-        let mut table = console::Table::new([&*paired.task, "", "right", "baseline picks", "model picks"]);
+        writeln!(
+            text,
+            "{}: {} lost and {} gained of {} items; a true difference of {:.4} would be found 4 times of 5",
+            paired.task, flips.lost, flips.gained, paired.items, flips.detectable
+        )?;
+        if flips.items.is_empty() {
+            continue;
+        }
+        let written = flips.items.iter().any(|flip| flip.responses.is_some());
+        let headings: &[&str] = if written {
+            &["", "baseline ends with", "model ends with"]
+        } else {
+            &["", "right", "baseline picks", "model picks", "margin before", "margin now"]
+        };
+        let mut table = console::Table::new(std::iter::once(&*paired.task).chain(headings.iter().copied()));
         for flip in &flips.items {
             let which = if flip.gained { "gained" } else { "lost" };
-            table.row([flip.id.clone(), which.to_owned(), index(flip.answer), index(flip.baseline), index(flip.model)]);
+            table.row([flip.id.clone(), which.to_owned()].into_iter().chain(picks(flip, written)));
         }
         writeln!(text, "{table}")?;
     }
     Ok(())
+}
+
+/// What either run did with an item that flipped.
+fn picks(flip: &Flip, written: bool) -> Vec<String> {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "n/a".to_owned());
+    if written {
+        let last = |text: &String| text.trim().lines().last().unwrap_or_default().chars().take(40).collect::<String>();
+        let responses = flip.responses.as_ref().map(|responses| responses.each_ref().map(last));
+        return responses.map_or_else(|| vec![or_none(None); 2], |responses| responses.to_vec());
+    }
+    let choices = [flip.answer, flip.baseline, flip.model].map(|choice| or_none(choice.map(|c| c.to_string())));
+    let margins = [0, 1].map(|side: usize| or_none(flip.margins.map(|margins| format!("{:+.3}", margins[side]))));
+    choices.into_iter().chain(margins).collect()
 }
 
 /// Where data is looked for unless told otherwise: `CALIPER_DATA`, else `data` in the present folder.

@@ -105,3 +105,64 @@ fn a_model_against_itself_diverges_by_exactly_nothing() {
     let tables = run(&[]);
     assert!(tables.contains("KL(baseline || model)") && tables.contains("100.000 %"), "{tables}");
 }
+
+#[test]
+fn stored_log_probabilities_take_the_place_of_the_baseline_up_to_their_bounds() {
+    let (baseline, model) = (Toy::PLAIN.write(), Toy { shift: 0.03, ..Toy::PLAIN }.write());
+    let folder = tempfile::tempdir().unwrap();
+    let [words, file] = ["words.txt", "base.logits"].map(|name| folder.path().join(name));
+    fs::write(&words, toy::text(300)).unwrap();
+    let [baseline, model] = [&baseline, &model].map(|folder| folder.path().to_str().unwrap());
+    let (words, file) = (words.to_str().unwrap(), file.to_str().unwrap());
+    let run = |arguments: &[&str]| {
+        let arguments = [arguments, &["--perplexity", words, "--json"]].concat();
+        Command::cargo_bin("evaluate").unwrap().args(arguments).output().unwrap()
+    };
+    let json = |arguments: &[&str]| -> Value {
+        let run = run(arguments);
+        assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
+        serde_json::from_slice(&run.stdout).unwrap()
+    };
+    let number = |value: &Value| value.as_f64().unwrap();
+    let beside = json(&[model, "--baseline", baseline, "--divergence"]);
+    for top in ["4", "39", "400"] {
+        let saved = json(&[baseline, "--save-logits", file, "--logits-top", top]);
+        let stored = json(&[model, "--baseline", file]);
+        let (exact, found) = (number(&beside["divergence"]["kl_mean"]["value"]), &stored["divergence"]);
+        let [rounding, tail] = ["rounding_bound", "tail_bound"].map(|bound| number(&found["truncation"][bound]));
+        let kl = number(&found["kl_mean"]["value"]);
+        assert!((kl - rounding - 1e-6..=kl + rounding + tail + 1e-6).contains(&exact), "{top}: {kl} {exact}");
+        assert!(top != "400" || (tail == 0.0 && (kl / exact - 1.0).abs() < 0.05), "{kl} {exact}");
+        assert_eq!(found["same_top"]["value"], beside["divergence"]["same_top"]["value"]);
+        for (value, expected) in [
+            (&stored["ratio"], &beside["ratio"]),
+            (&stored["baseline"]["perplexity"], &saved["perplexity"]),
+            (&found["rms_delta_p"]["value"], &beside["divergence"]["rms_delta_p"]["value"]),
+        ] {
+            assert!((number(value) / number(expected) - 1.0).abs() < 1e-5, "{value} {expected}");
+        }
+        let own = json(&[baseline, "--baseline", file]);
+        let [kl, bound] =
+            [&own["divergence"]["kl_mean"]["value"], &own["divergence"]["truncation"]["rounding_bound"]].map(number);
+        assert!(kl <= bound && kl < 1e-6 && own["ratio"] == 1.0, "{kl} {bound}");
+    }
+
+    let whole = fs::read(file).unwrap();
+    let refused = |bytes: &[u8]| {
+        fs::write(file, bytes).unwrap();
+        let run = run(&[model, "--baseline", file]);
+        assert_eq!(run.status.code(), Some(1));
+        String::from_utf8(run.stderr).unwrap()
+    };
+    assert!(refused(&whole[..whole.len() - 1]).contains("cut or changed"));
+    assert!(refused(&whole[..10]).contains("base.logits"));
+    let mut changed = whole.clone();
+    changed[whole.len() / 2] ^= 1;
+    assert!(refused(&changed).contains("hash"));
+    changed = whole.clone();
+    changed[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(refused(&changed).contains("not a whole file"));
+    fs::write(file, &whole).unwrap();
+    let fewer = run(&[model, "--baseline", file, "--max-tokens", "200"]);
+    assert!(String::from_utf8(fewer.stderr).unwrap().contains("save it again with these options"));
+}

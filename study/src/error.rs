@@ -43,8 +43,11 @@ pub enum StudyError {
         path: PathBuf,
     },
     /// A figure or page could not be made.
-    #[error("the report could not be made: {0}")]
-    Report(String),
+    #[error(transparent)]
+    Page(#[from] console::page::PageError),
+    /// The table for other programs could not be made.
+    #[error("the results could not be exported: {0}")]
+    Export(String),
     /// A file could not be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io {

@@ -95,7 +95,7 @@ pub fn jsonl(rows: &[Map<String, Value>]) -> String {
 
 /// A heading and a line for each row; null is empty.
 pub fn csv(rows: &[Map<String, Value>]) -> Result<String, StudyError> {
-    let failed = |error: &dyn std::fmt::Display| StudyError::Report(error.to_string());
+    let failed = |error: &dyn std::fmt::Display| StudyError::Export(error.to_string());
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(columns()).map_err(|error| failed(&error))?;
     for row in rows {

@@ -14,7 +14,6 @@ pub mod export;
 pub mod file;
 pub mod findings;
 pub mod opened;
-pub mod page;
 pub mod plan;
 pub mod plot;
 pub mod report;

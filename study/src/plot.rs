@@ -1,38 +1,13 @@
-//! Figures, as SVG text.
-//!
-//! All ink is one colour, [`INK`], which the page replaces by that of its text, so that a figure is readable on a light
-//! and on a dark page; the colours of series are mid-tones. Every figure's numbers are also in a table.
+//! Figures of studies: the domain matrix, and the shared ones with axes of changes in perplexity.
 
 use crate::{StudyError, findings::Panel, say::percent, statistics::Estimate};
-use plotters::{
-    coord::Shift,
-    prelude::*,
-    style::text_anchor::{HPos, Pos, VPos},
-};
-use std::{error::Error, ops::Range};
+use console::plot::{self, Axis, INK_COLOR, ROW, WIDTH, drawn, write};
+use plotters::{prelude::*, style::text_anchor::HPos};
 
-/// The colour of text and axes, as it stands in the SVG.
-pub const INK: &str = "#404142";
-const INK_COLOR: RGBColor = RGBColor(0x40, 0x41, 0x42);
 /// Loss, in heat maps.
 const HEAT: RGBColor = RGBColor(0xe8, 0x59, 0x0c);
 /// Gain, in heat maps.
 const COLD: RGBColor = RGBColor(0x1c, 0x7e, 0xd6);
-/// Series in turn.
-const SERIES: [RGBColor; 6] = [
-    RGBColor(0x1c, 0x7e, 0xd6),
-    RGBColor(0xe8, 0x59, 0x0c),
-    RGBColor(0x2b, 0x8a, 0x3e),
-    RGBColor(0x9c, 0x36, 0xb5),
-    RGBColor(0xc9, 0x2a, 0x2a),
-    RGBColor(0x0b, 0x72, 0x85),
-];
-const WIDTH: u32 = 640;
-/// Height of a row of a figure that is a list.
-const ROW: i32 = 30;
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn = Result<(), Box<dyn Error>>;
 
 /// A mark with its interval.
 pub struct Mark {
@@ -46,27 +21,12 @@ pub struct Mark {
     pub strong: bool,
 }
 
-fn drawn(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String, StudyError> {
-    let mut svg = String::new();
-    let report = |error: &dyn Error| StudyError::Report(error.to_string());
-    {
-        let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
-        draw(&area).map_err(|error| report(error.as_ref()))?;
-        area.present().map_err(|error| report(&error))?;
+impl Mark {
+    fn plain(&self) -> plot::Mark {
+        let Estimate { value, interval, .. } = self.estimate;
+        let (value, interval) = (change(value), interval.map(|ends| ends.map(change)));
+        plot::Mark { label: self.label.clone(), x: self.x, value, interval, strong: self.strong }
     }
-    Ok(svg)
-}
-
-fn style(size: i32, horizontal: HPos) -> TextStyle<'static> {
-    ("sans-serif", size).into_font().color(&INK_COLOR).pos(Pos::new(horizontal, VPos::Center))
-}
-
-fn write(area: &Area<'_>, text: &str, place: (i32, i32), size: i32, horizontal: HPos) -> Drawn {
-    Ok(area.draw(&Text::new(text.to_owned(), place, style(size, horizontal)))?)
-}
-
-fn line(area: &Area<'_>, points: [(i32, i32); 2], style: impl Into<ShapeStyle>) -> Drawn {
-    Ok(area.draw(&PathElement::new(points.to_vec(), style))?)
 }
 
 /// Losses of calibration sets (down) on texts (across); a frame marks the text's own set.
@@ -77,7 +37,7 @@ pub fn heat_map(panel: &Panel) -> Result<String, StudyError> {
     let values = panel.entries.iter().flatten().flatten().map(|entry| entry.loss.value.abs());
     let largest = values.fold(f64::MIN_POSITIVE, f64::max);
     let height = top + (ROW + 8) * panel.sets.len() as i32 + 12;
-    drawn(height as u32, |area| {
+    let svg = drawn(height as u32, |area| {
         for (column, evaluation) in panel.evaluations.iter().enumerate() {
             let middle = left + cell * column as i32 + cell / 2;
             write(area, evaluation, (middle, top / 2), 15, HPos::Center)?;
@@ -102,124 +62,31 @@ pub fn heat_map(panel: &Panel) -> Result<String, StudyError> {
             }
         }
         Ok(())
-    })
+    })?;
+    Ok(svg)
 }
 
 /// Estimates with their intervals under each other, on one axis with a line at zero.
-pub fn forest(marks: &[Mark]) -> Result<String, StudyError> {
-    let left = 250;
-    let right = WIDTH as i32 - 24;
-    let ends = range(marks.iter().flat_map(|mark| spread(&mark.estimate)).chain([0.0]));
-    let place = |value: f64| left + ((value - ends.start) / (ends.end - ends.start) * f64::from(right - left)) as i32;
-    let height = ROW * marks.len() as i32 + 48;
-    drawn(height as u32, |area| {
-        let bottom = height - 40;
-        line(area, [(place(0.0), 6), (place(0.0), bottom)], INK_COLOR.mix(0.5))?;
-        line(area, [(left, bottom), (right, bottom)], INK_COLOR)?;
-        for value in ticks(&ends) {
-            line(area, [(place(value), bottom), (place(value), bottom + 5)], INK_COLOR)?;
-            write(area, &tick(value), (place(value), bottom + 18), 13, HPos::Center)?;
-        }
-        for (row, mark) in marks.iter().enumerate() {
-            let y = ROW * row as i32 + ROW / 2 + 4;
-            write(area, &mark.label, (left - 12, y), 14, HPos::Right)?;
-            let color = SERIES[usize::from(mark.strong)];
-            let [low, high] = spread(&mark.estimate);
-            line(area, [(place(low), y), (place(high), y)], color.stroke_width(2))?;
-            area.draw(&Circle::new((place(change(mark.estimate.value)), y), 5, color.filled()))?;
-        }
-        Ok(())
-    })
+pub fn forest(marks: &[Mark], name: &str) -> Result<String, StudyError> {
+    let marks: Vec<plot::Mark> = marks.iter().map(Mark::plain).collect();
+    Ok(plot::forest(&marks, Axis { name, write: &tick })?)
 }
 
 /// Marks in the plane, numbered; strong ones are filled and joined: the front.
 pub fn scatter(marks: &[Mark], across: &str, up: &str) -> Result<String, StudyError> {
-    drawn(420, |area| {
-        let (x, y) =
-            (range(marks.iter().map(|mark| mark.x)), range(marks.iter().flat_map(|mark| spread(&mark.estimate))));
-        let mut builder = ChartBuilder::on(area);
-        let mut chart = builder.margin(14).x_label_area_size(52).y_label_area_size(84).build_cartesian_2d(x, y)?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(INK_COLOR.mix(0.15))
-            .axis_style(INK_COLOR)
-            .label_style(("sans-serif", 14).into_font().color(&INK_COLOR))
-            .x_desc(across)
-            .y_desc(up)
-            .x_label_formatter(&|x| format!("{x:.1}"))
-            .y_label_formatter(&|y| tick((y * 1e6).round() / 1e6))
-            .draw()?;
-        let mut front: Vec<&Mark> = marks.iter().filter(|mark| mark.strong).collect();
-        front.sort_by(|a, b| a.x.total_cmp(&b.x));
-        let path: Vec<_> = front.iter().map(|mark| (mark.x, change(mark.estimate.value))).collect();
-        chart.draw_series([PathElement::new(path, SERIES[0].mix(0.6).stroke_width(2))])?;
-        for mark in marks {
-            let color = SERIES[usize::from(!mark.strong)];
-            let [low, high] = spread(&mark.estimate);
-            chart.draw_series([PathElement::new(vec![(mark.x, low), (mark.x, high)], color.stroke_width(1))])?;
-            let fill = if mark.strong { color.filled() } else { color.stroke_width(2) };
-            let place = (mark.x, change(mark.estimate.value));
-            chart.draw_series([Circle::new(place, 5, fill)])?;
-            let label = Text::new(mark.label.clone(), (9, -10), style(13, HPos::Left));
-            chart.draw_series([EmptyElement::at(place) + label])?;
-        }
-        Ok(())
-    })
+    let marks: Vec<plot::Mark> = marks.iter().map(Mark::plain).collect();
+    let across = Axis { name: across, write: &|x| format!("{x:.1}") };
+    Ok(plot::scatter(&marks, across, Axis { name: up, write: &tick })?)
 }
 
 /// Lines over a number, on a logarithmic axis, each with its name in the legend below.
 pub fn lines(lines: &[(String, Vec<(f64, Estimate)>)], across: &str, up: &str) -> Result<String, StudyError> {
-    let shown = &lines[..lines.len().min(SERIES.len())];
-    let legend = if shown.len() > 1 { ROW * shown.len() as i32 } else { 0 };
-    let height = 380 + legend;
-    let points = || shown.iter().flat_map(|(_, points)| points);
-    let levels = crate::results::distinct(points().map(|(x, _)| *x));
-    drawn(height as u32, |area| {
-        let (plot, below) = area.split_vertically(380);
-        let y = range(points().flat_map(|(_, estimate)| spread(estimate)));
-        let x = range(levels.iter().map(|level| level.log2()));
-        let mut builder = ChartBuilder::on(&plot);
-        let mut chart =
-            builder.margin(14).x_label_area_size(56).y_label_area_size(84).build_cartesian_2d(x, y.clone())?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(INK_COLOR.mix(0.15))
-            .axis_style(INK_COLOR)
-            .label_style(("sans-serif", 14).into_font().color(&INK_COLOR))
-            .x_labels(0)
-            .x_desc(across)
-            .y_desc(up)
-            .y_label_formatter(&|y| tick((y * 1e6).round() / 1e6))
-            .draw()?;
-        for level in &levels {
-            let label = Text::new(level.to_string(), (0, 14), style(14, HPos::Center));
-            chart.plotting_area().draw(&(EmptyElement::at((level.log2(), y.start)) + label))?;
-        }
-        for ((name, points), (color, row)) in shown.iter().zip(SERIES.iter().zip(0..)) {
-            let path: Vec<_> = points.iter().map(|(x, estimate)| (x.log2(), change(estimate.value))).collect();
-            chart.draw_series([PathElement::new(path.clone(), color.stroke_width(2))])?;
-            chart.draw_series(path.into_iter().map(|place| Circle::new(place, 4, color.filled())))?;
-            for (x, estimate) in points {
-                let [low, high] = spread(estimate);
-                let ends = vec![(x.log2(), low), (x.log2(), high)];
-                chart.draw_series([PathElement::new(ends, color.stroke_width(1))])?;
-            }
-            if legend > 0 {
-                let y = ROW * row + ROW / 2;
-                below.draw(&Circle::new((100, y), 5, color.filled()))?;
-                write(&below, name, (114, y), 14, HPos::Left)?;
-            }
-        }
-        Ok(())
-    })
-}
-
-/// How many of these lines [`lines`] has colours for.
-pub fn lines_shown() -> usize {
-    SERIES.len()
+    let mark = |(x, estimate): &(f64, Estimate)| {
+        Mark { label: String::new(), x: *x, estimate: *estimate, strong: false }.plain()
+    };
+    let lines: Vec<plot::Line> =
+        lines.iter().map(|(name, points)| (name.clone(), points.iter().map(mark).collect())).collect();
+    Ok(plot::lines(&lines, across, Axis { name: up, write: &tick })?)
 }
 
 /// A difference in log-perplexity as axes have it: a change of perplexity in per cent.
@@ -228,76 +95,18 @@ fn change(value: f64) -> f64 {
 }
 
 fn tick(percent: f64) -> String {
-    // Nothing has no sign, not even a negative nothing.
-    let percent = percent + 0.0;
-    format!("{percent:+} %").replace('-', "\u{2212}").replace("+0 %", "0 %")
-}
-
-fn spread(estimate: &Estimate) -> [f64; 2] {
-    estimate.interval.unwrap_or([estimate.value; 2]).map(change)
-}
-
-/// From the least to the largest of `values` with some room, and never empty.
-fn range(values: impl Iterator<Item = f64>) -> Range<f64> {
-    let (low, high) =
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
-    if !(low.is_finite() && high.is_finite()) {
-        return 0.0..1.0;
-    }
-    let room = if high > low { 0.08 * (high - low) } else { 0.1 * high.abs().max(1e-3) };
-    low - room..high + room
-}
-
-/// About five round values inside `ends`.
-fn ticks(ends: &Range<f64>) -> Vec<f64> {
-    let rough = (ends.end - ends.start) / 4.0;
-    let power = 10.0_f64.powf(rough.log10().floor());
-    let step =
-        [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= rough).unwrap_or(rough);
-    let first = (ends.start / step).ceil() as i64;
-    let last = (ends.end / step).floor() as i64;
-    // Rounded where a multiple of a decimal step is not exact.
-    (first..=last).map(|index| (index as f64 * step * 1e6).round() / 1e6).collect()
+    format!("{} %", plot::signed(percent))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn mark(label: &str, x: f64, value: f64, interval: Option<[f64; 2]>) -> Mark {
-        let estimate = Estimate { value, interval, seeds: 1, seed_deviation: None };
-        Mark { label: label.to_owned(), x, estimate, strong: x > 3.0 }
-    }
-
     #[test]
-    fn figures_are_drawn_of_whatever_there_is() {
-        for marks in [
-            vec![mark("a & b", 2.0, 0.1, Some([0.05, 0.2])), mark("c", 4.0, 0.01, None)],
-            vec![mark("alone", 4.0, 0.0, None)],
-            Vec::new(),
-        ] {
-            for svg in [forest(&marks).unwrap(), scatter(&marks, "across", "up").unwrap()] {
-                assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
-                assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-                assert!(!svg.contains("a & b"), "text is escaped");
-            }
-        }
-    }
-
-    #[test]
-    fn lines_have_a_legend_where_there_are_several() {
-        let of = |mark: Mark| (mark.x, mark.estimate);
-        let one = ("first".to_owned(), vec![of(mark("", 2.0, 0.3, None)), of(mark("", 8.0, 0.1, Some([0.0, 0.2])))]);
-        assert!(!lines(std::slice::from_ref(&one), "samples", "loss").unwrap().contains("first"));
-        let other = ("second".to_owned(), one.1.clone());
-        let svg = lines(&[one, other], "samples", "loss").unwrap();
-        assert!(svg.contains("first") && svg.contains("second"));
-    }
-
-    #[test]
-    fn ticks_are_round_and_inside() {
-        assert_eq!(ticks(&(-0.1..0.35)), [0.0, 0.2]);
-        assert_eq!(ticks(&(0.0..4.0)), [0.0, 1.0, 2.0, 3.0, 4.0]);
-        assert_eq!(range([3.0].into_iter()), 2.7..3.3);
+    fn marks_are_changes_in_per_cent() {
+        let estimate = Estimate { value: 0.1, interval: Some([0.0, 0.2]), seeds: 1, seed_deviation: None };
+        let mark = Mark { label: "a".to_owned(), x: 2.0, estimate, strong: false }.plain();
+        assert!((mark.value - 10.517).abs() < 1e-3 && mark.interval.unwrap()[0] == 0.0);
+        assert_eq!([-2.5, 0.0, 3.0].map(tick), ["\u{2212}2.5 %", "0 %", "+3 %"]);
     }
 }

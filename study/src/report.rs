@@ -4,7 +4,6 @@ use crate::{
     StudyError,
     check::duration,
     findings::{self, Contrast, Panel, Ranking, Row},
-    page::{self, Cell, Figure, Page, Section, Table},
     plan::Plan,
     plot::{self, Mark},
     results::Results,
@@ -13,7 +12,11 @@ use crate::{
     statistics::Estimate,
     store::{Contents, Line},
 };
-use console::{files::write_atomically, machine};
+use console::{
+    files::write_atomically,
+    machine,
+    page::{self, Cell, Figure, Page, Section, Table},
+};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -182,7 +185,11 @@ fn settings(rankings: &[Ranking]) -> Result<Option<Section>, StudyError> {
     };
     Ok(Some(Section {
         title: "What each setting does".to_owned(),
-        figures: vec![Figure { name: "settings".to_owned(), caption: caption.to_owned(), svg: plot::forest(&marks)? }],
+        figures: vec![Figure {
+            name: "settings".to_owned(),
+            caption: caption.to_owned(),
+            svg: plot::forest(&marks, LOSS)?,
+        }],
         tables: vec![table],
         ..Section::default()
     }))
@@ -192,7 +199,7 @@ fn curves(results: &Results<'_>) -> Result<Vec<Section>, StudyError> {
     let section = |curve: &findings::Curve| {
         let axis = curve.axis.replace('_', " ");
         let svg = plot::lines(&curve.lines, &axis, LOSS)?;
-        let shown = plot::lines_shown();
+        let shown = console::plot::lines_shown();
         let left_out = curve.lines.len().saturating_sub(shown);
         let more = if left_out > 0 { format!(" {left_out} more lines are in the table only.") } else { String::new() };
         let caption = format!("Change of perplexity over {axis}, with 95 % intervals, averaged over texts.{more}");

@@ -1,15 +1,23 @@
-//! A report as data: sections of paragraphs, figures and tables, which become HTML or Markdown.
+//! A report as data: sections of paragraphs, figures and tables, which become one HTML file or Markdown.
+//!
+//! The HTML needs no network, follows the reader's light or dark setting, and says in tables all that figures show. Its
+//! tables can be sorted, and long ones searched.
 
-use crate::{StudyError, plot};
+use crate::plot;
 use minijinja::{Environment, Value, context};
 use serde::Serialize;
+
+/// A page or a figure could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("the report could not be made: {0}")]
+pub struct PageError(pub(crate) String);
 
 /// A report.
 #[derive(Serialize)]
 pub struct Page {
-    /// The study's name.
+    /// Its name.
     pub title: String,
-    /// Its question.
+    /// What it is about.
     pub question: String,
     /// The answer, a sentence each.
     pub answer: Vec<String>,
@@ -65,17 +73,19 @@ pub struct Cell {
     pub number: Option<f64>,
     /// Whether it stands out.
     pub strong: bool,
+    /// A longer text that can be opened; only HTML has it.
+    pub detail: Option<String>,
 }
 
 impl Cell {
     /// Text.
     pub fn text(text: impl Into<String>) -> Self {
-        Self { text: text.into(), number: None, strong: false }
+        Self { text: text.into(), number: None, strong: false, detail: None }
     }
 
     /// A number and how it is shown.
     pub fn number(number: f64, text: impl Into<String>) -> Self {
-        Self { text: text.into(), number: Some(number), strong: false }
+        Self { text: text.into(), number: Some(number), strong: false, detail: None }
     }
 
     /// Nothing.
@@ -85,21 +95,23 @@ impl Cell {
 }
 
 /// `page` as one HTML file that needs nothing else.
-pub fn html(page: &Page) -> Result<String, StudyError> {
+pub fn html(page: &Page) -> Result<String, PageError> {
     let mut environment = Environment::new();
-    environment.add_filter("themed", |svg: String| svg.replace(plot::INK, "currentColor"));
+    // The caption says what a figure shows and a table what it holds: its marks one by one would be noise.
+    let themed = |svg: String| svg.replace(plot::INK, "currentColor").replacen("<svg", "<svg aria-hidden=\"true\"", 1);
+    environment.add_filter("themed", themed);
     // What the `.html` at its end makes minijinja escape.
-    environment.add_template("report.html", include_str!("../templates/report.html")).map_err(failed)?;
-    let template = environment.get_template("report.html").map_err(failed)?;
+    environment.add_template("page.html", include_str!("../templates/page.html")).map_err(failed)?;
+    let template = environment.get_template("page.html").map_err(failed)?;
     template.render(context! { page => value(page) }).map_err(failed)
 }
 
 /// `page` as Markdown; its figures are files in `figures/`.
-pub fn markdown(page: &Page) -> Result<String, StudyError> {
+pub fn markdown(page: &Page) -> Result<String, PageError> {
     let mut environment = Environment::new();
     environment.add_filter("cell", |text: String| text.replace('|', "\\|").replace('\n', " "));
-    environment.add_template("report.md", include_str!("../templates/report.md")).map_err(failed)?;
-    let template = environment.get_template("report.md").map_err(failed)?;
+    environment.add_template("page.md", include_str!("../templates/page.md")).map_err(failed)?;
+    let template = environment.get_template("page.md").map_err(failed)?;
     template.render(context! { page => value(page) }).map_err(failed)
 }
 
@@ -122,8 +134,8 @@ fn from_json(json: serde_json::Value) -> Value {
 }
 
 #[allow(clippy::needless_pass_by_value)] // the shape that `map_err` wants
-fn failed(error: minijinja::Error) -> StudyError {
-    StudyError::Report(error.to_string())
+fn failed(error: minijinja::Error) -> PageError {
+    PageError(error.to_string())
 }
 
 #[cfg(test)]
@@ -155,7 +167,10 @@ mod tests {
     fn html_escapes_text_but_not_figures_and_needs_no_network() {
         let html = html(&page()).unwrap();
         assert!(html.contains("&lt;c&gt;") && html.contains("Loss &amp; more"), "{html}");
-        assert!(html.contains("<text fill=\"currentColor\">x</text>") && html.contains("<caption>Losses</caption>"));
+        assert!(
+            html.contains("<text fill=\"currentColor\">x</text>")
+                && html.contains("<caption><span>Losses</span></caption>")
+        );
         assert!(!html.contains("http://") && !html.contains("https://") && !html.contains("src="), "{html}");
     }
 
