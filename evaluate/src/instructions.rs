@@ -116,7 +116,11 @@ impl Arguments<'_> {
     }
 
     /// A comparison with a number: `less than` or `at least`.
-    pub fn comparison(self, relation: &str, number: &str) -> Result<impl Fn(usize) -> bool + Send + Sync + 'static, String> {
+    pub fn comparison(
+        self,
+        relation: &str,
+        number: &str,
+    ) -> Result<impl Fn(usize) -> bool + Send + Sync + 'static, String> {
         let limit = self.count(number)?;
         let less = self.get(relation, "`less than` or `at least`", |value| match value.as_str()? {
             "less than" => Some(true),
@@ -180,14 +184,20 @@ pub(crate) mod tests {
         };
         assert!(words(json!(-3), "at least").contains("whole number") && words(json!(3.5), "at least").contains("3.5"));
         assert!(words(json!(3), "at most").contains("at most"));
-        assert!(instruction("length_constraints:number_words", json!({"num_words": 3.0, "relation": "less than"})).check().is_ok());
+        assert!(
+            instruction("length_constraints:number_words", json!({"num_words": 3.0, "relation": "less than"}))
+                .check()
+                .is_ok()
+        );
     }
 
     /// `less than` is below, `at least` includes.
     #[test]
     fn comparisons() {
         let arguments = |relation: &str| instruction("x", json!({"relation": relation, "n": 2})).arguments;
-        for (relation, expected) in [("less than", [true, true, false, false]), ("at least", [false, false, true, true])] {
+        for (relation, expected) in
+            [("less than", [true, true, false, false]), ("at least", [false, false, true, true])]
+        {
             let arguments = arguments(relation);
             let compare = Arguments(&arguments).comparison("relation", "n").unwrap();
             assert_eq!([0, 1, 2, 3].map(compare), expected);

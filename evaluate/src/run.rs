@@ -43,6 +43,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             Ok(Exit::Done)
         }
         (None, Some(mut measure)) => {
+            measure.put = arguments.put;
             measure.check();
             measure.data = or_default(measure.data);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(measure.threads.unwrap_or(0)).build()?;

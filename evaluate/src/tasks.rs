@@ -8,7 +8,8 @@ use anyhow::Context as _;
 use console::{Exit, Progress, files::Output};
 use evaluate::{
     choice,
-    generation::{self, Prompt},
+    framing::Framing,
+    generation::{self, Drawing, Prompt},
     likelihood::{self, Encoder, Request, Step},
     paired,
     records::{self, Record, Run},
@@ -24,6 +25,7 @@ use evaluate::{
 use model::Checkpoint;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
@@ -37,12 +39,14 @@ pub(crate) struct Prepared {
     available: usize,
     limit: Option<usize>,
     files: Vec<DataFile>,
-    questions: Questions,
+    framing: Framing,
+    drawing: Option<Drawing>,
     model: Side,
     baseline: Option<Side>,
 }
 
 /// What is asked.
+#[derive(Clone)]
 enum Questions {
     /// The model chooses.
     Choices(Vec<Item>),
@@ -51,6 +55,20 @@ enum Questions {
 }
 
 impl Questions {
+    /// As they are put to a model.
+    fn framed(&self, framing: &Framing, checkpoint: &Checkpoint) -> anyhow::Result<Self> {
+        Ok(match self {
+            Self::Choices(items) => {
+                let framed = items.par_iter().map(|item| framing.item(checkpoint, item));
+                Self::Choices(framed.collect::<Result<_, _>>()?)
+            }
+            Self::Exercises(generate, exercises, sandbox) => {
+                let framed = exercises.par_iter().map(|exercise| framing.exercise(checkpoint, exercise));
+                Self::Exercises(generate.clone(), framed.collect::<Result<_, _>>()?, sandbox.clone())
+            }
+        })
+    }
+
     fn len(&self) -> usize {
         match self {
             Self::Choices(items) => items.len(),
@@ -65,8 +83,9 @@ enum Requests {
     Prompts(Vec<Prompt>),
 }
 
-/// A task's items as tokens of one model, and where its records go.
+/// A task's items as they are put to one model, as its tokens, and where its records go.
 struct Side {
+    questions: Questions,
     requests: Requests,
     bos: String,
     output: Option<Output>,
@@ -79,6 +98,10 @@ pub(crate) fn prepare(
     baseline: Option<&Checkpoint>,
 ) -> anyhow::Result<Vec<Prepared>> {
     let mut prepared: Vec<Prepared> = Vec::new();
+    for folder in measure.data.iter().filter(|folder| data::hub_id(folder).is_some()) {
+        let what = "asked for its list of files; those the tasks want are downloaded unless they are in the cache";
+        say(&format!("data       {}: {what}", folder.display()));
+    }
     for name in &measure.tasks {
         let task = Task::open(name)?;
         if prepared.iter().any(|other| other.task.name == task.name) {
@@ -91,10 +114,15 @@ pub(crate) fn prepare(
         let chosen = draw(available, limit, measure.seed);
         let questions = questions(measure, &task, &data, &chosen, shots)?;
         let file = format!("{}.jsonl", task.name);
+        let (framing, drawing) = (measure.put.framing(), measure.drawing().filter(|_| task.generate.is_some()));
+        if drawing.is_some_and(|drawing| drawing.samples > 1) && task.generate.iter().all(|g| g.program.is_none()) {
+            anyhow::bail!("{}: `--samples-per-task` is for tasks that test programs", task.name);
+        }
         let path = |part: &str| measure.records.as_ref().map(|folder| folder.join(part).join(&file));
-        let model = Side::new(checkpoint, &questions, path(""))?;
-        let baseline = baseline.map(|baseline| Side::new(baseline, &questions, path("baseline"))).transpose()?;
-        prepared.push(Prepared { task, shots, available, limit, files: data.files, questions, model, baseline });
+        let model = Side::new(checkpoint, &questions, &framing, path(""))?;
+        let baseline = baseline.map(|base| Side::new(base, &questions, &framing, path("baseline"))).transpose()?;
+        let files = data.files;
+        prepared.push(Prepared { task, shots, available, limit, files, framing, drawing, model, baseline });
     }
     Ok(prepared)
 }
@@ -136,9 +164,15 @@ fn draw(count: usize, limit: Option<usize>, seed: u64) -> Vec<usize> {
 }
 
 impl Side {
-    fn new(checkpoint: &Checkpoint, questions: &Questions, path: Option<PathBuf>) -> anyhow::Result<Self> {
-        let mut encoder = Encoder::new(checkpoint, checkpoint.config.max_positions);
-        let requests = match questions {
+    fn new(
+        checkpoint: &Checkpoint,
+        questions: &Questions,
+        framing: &Framing,
+        path: Option<PathBuf>,
+    ) -> anyhow::Result<Self> {
+        let questions = questions.framed(framing, checkpoint)?;
+        let mut encoder = Encoder::new(checkpoint, checkpoint.config.max_positions).with_bos(framing.bos)?;
+        let requests = match &questions {
             Questions::Choices(items) => Requests::Choices(encoder.requests(items)?),
             Questions::Exercises(generate, exercises, _) => {
                 let prompt = |e: &Exercise| generation::prompt(checkpoint, generate, encoder.encode(&e.prompt)?);
@@ -146,7 +180,8 @@ impl Side {
             }
         };
         let output = path.map(|path| Output::open(&path).with_context(|| path.display().to_string())).transpose()?;
-        Ok(Self { requests, bos: encoder.beginning()?, output })
+        let bos = encoder.beginning()?;
+        Ok(Self { requests, bos, output, questions })
     }
 
     fn circumstances(&self, seconds: f64) -> Circumstances {
@@ -163,14 +198,17 @@ impl Side {
 
 /// Says what will be run.
 pub(crate) fn announce(prepared: &[Prepared]) {
-    for Prepared { task, shots, available, questions, model, .. } in prepared {
+    for Prepared { task, shots, available, framing, drawing, model, .. } in prepared {
         let tokens: usize = match &model.requests {
             Requests::Choices(requests) => requests.iter().flat_map(|r| &r.sequences).map(|s| s.tokens.len()).sum(),
             Requests::Prompts(prompts) => prompts.iter().map(|prompt| prompt.request.prompt.len()).sum(),
         };
-        let count = questions.len();
+        let count = model.questions.len();
         say(&format!("task       {}: {count} of {available} items, shots {shots}, {tokens} tokens", task.name));
-        say(&format!("           prompt of {}; chat template not applied", task.prompt_source));
+        say(&format!("           prompt of {}; {framing}", task.prompt_source));
+        if let Some(drawing) = drawing {
+            say(&format!("           {drawing}"));
+        }
         say(&format!("BOS        {}", model.bos));
     }
 }
@@ -201,7 +239,8 @@ pub(crate) fn run(
             shots: prepared.shots,
             available: prepared.available,
             limit: prepared.limit,
-            chat_template: false,
+            framing: prepared.framing,
+            sampling: prepared.drawing,
             files: prepared.files,
             model,
             baseline: other,
@@ -230,18 +269,22 @@ fn side(
     side: &Side,
 ) -> anyhow::Result<(Vec<Record>, Summary)> {
     let started = Instant::now();
-    let records = match (&prepared.questions, &side.requests) {
+    let mut records = match (&side.questions, &side.requests) {
         (Questions::Choices(items), Requests::Choices(requests)) => {
             chosen(measure, checkpoint, &prepared.task, items, requests)?
         }
         (Questions::Exercises(generate, exercises, sandbox), Requests::Prompts(prompts)) => {
-            let mut progress = Progress::new(&title(checkpoint, &prepared.task), prompts.len() as u64, 0);
-            let responses = generation::write(checkpoint, generate, prompts, &mut || progress.step("written"))?;
+            let drawing = prepared.drawing.as_ref();
+            let answers = prompts.len() * drawing.map_or(1, |drawing| drawing.samples);
+            let mut progress = Progress::new(&title(checkpoint, &prepared.task), answers as u64, 0);
+            let both = (exercises.as_slice(), prompts.as_slice());
+            let responses = generation::write(checkpoint, generate, both, drawing, &mut || progress.step("written"))?;
             progress.finish();
             generation::judge(&prepared.task, generate, exercises, responses, sandbox.as_ref())?
         }
         _ => unreachable!("requests are made from the questions they stand beside"),
     };
+    records.iter_mut().for_each(|record| record.framing = prepared.framing.clone());
     let circumstances = side.circumstances(started.elapsed().as_secs_f64());
     let summary = Summary::new(&records, circumstances, measure.seed);
     Ok((records, summary))
@@ -312,8 +355,9 @@ pub(crate) fn list(folders: &[PathBuf]) -> anyhow::Result<Exit> {
         writeln!(text)?;
     }
     writeln!(text, "Metrics:")?;
-    for metric in Metric::ALL {
-        writeln!(text, "  {:<11} {}", metric.name(), metric.explain())?;
+    // One line is enough for all pass@k.
+    for metric in Metric::ALL.into_iter().filter(|metric| metric.attempts().is_none_or(|k| k <= 2)) {
+        writeln!(text, "  {:<23} {}", metric.name(), metric.explain())?;
     }
     let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
     writeln!(text, "\nData is looked for in {} (`--data` says where else).", folders.join(", "))?;
@@ -332,18 +376,22 @@ pub(crate) fn show(show: &Show) -> anyhow::Result<Exit> {
     if task.generate.is_some() {
         return show_exercise(show, &task, &data, shots);
     }
-    let item = Templates::new(&task)?.item(row, &data, shots)?;
+    let framing = show.put.framing();
+    let checkpoint = show.model.as_deref().map(Checkpoint::open).transpose()?;
+    let mut item = Templates::new(&task)?.item(row, &data, shots)?;
+    if let Some(checkpoint) = with_model(checkpoint.as_ref(), &framing)? {
+        item = framing.item(checkpoint, &item)?;
+    }
     let mut text = String::new();
     writeln!(text, "task       {}, item {} ({} of {})", task.name, item.id, show.item, data.rows.len())?;
-    writeln!(text, "prompt     of {}; shots {shots}; chat template not applied", task.prompt_source)?;
+    writeln!(text, "prompt     of {}; shots {shots}; {framing}", task.prompt_source)?;
     writeln!(text, "sha256     {}", item.sha256())?;
     for metric in &task.metrics {
         writeln!(text, "metric     {metric}: {}", metric.explain())?;
     }
-    let checkpoint = show.model.as_deref().map(Checkpoint::open).transpose()?;
     let request = match &checkpoint {
         Some(checkpoint) => {
-            let encoder = Encoder::new(checkpoint, checkpoint.config.max_positions);
+            let encoder = Encoder::new(checkpoint, checkpoint.config.max_positions).with_bos(framing.bos)?;
             writeln!(text, "BOS        {}", encoder.beginning()?)?;
             Some(encoder.request(&item)?)
         }
@@ -357,13 +405,26 @@ pub(crate) fn show(show: &Show) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// The model, which everything but a plain prompt needs.
+fn with_model<'a>(checkpoint: Option<&'a Checkpoint>, framing: &Framing) -> anyhow::Result<Option<&'a Checkpoint>> {
+    if checkpoint.is_none() && !framing.is_plain() {
+        anyhow::bail!("chat template, system prompt and BOS are a model's: name it behind the task");
+    }
+    Ok(checkpoint)
+}
+
 fn show_exercise(show: &Show, task: &Task, data: &TaskData, shots: usize) -> anyhow::Result<Exit> {
     let solved =
         exercise::shots(data, task.data.draw, shots).map_err(|what| anyhow::anyhow!("{}: {what}", task.name))?;
-    let exercise = Templates::new(task)?.exercise(&data.rows[show.item], &solved[show.item])?;
+    let mut exercise = Templates::new(task)?.exercise(&data.rows[show.item], &solved[show.item])?;
+    let framing = show.put.framing();
+    let checkpoint = show.model.as_deref().map(Checkpoint::open).transpose()?;
+    if let Some(checkpoint) = with_model(checkpoint.as_ref(), &framing)? {
+        exercise = framing.exercise(checkpoint, &exercise)?;
+    }
     let mut text = String::new();
     writeln!(text, "task       {}, item {} ({} of {})", task.name, exercise.id, show.item, data.rows.len())?;
-    writeln!(text, "prompt     of {}; {shots} shots; chat template not applied", task.prompt_source)?;
+    writeln!(text, "prompt     of {}; {shots} shots; {framing}", task.prompt_source)?;
     writeln!(text, "sha256     {}", exercise.sha256())?;
     for metric in &task.metrics {
         writeln!(text, "metric     {metric}: {}", metric.explain())?;
@@ -372,8 +433,11 @@ fn show_exercise(show: &Show, task: &Task, data: &TaskData, shots: usize) -> any
     if let Some(trial) = &exercise.trial {
         writeln!(text, "\n--- tests\n{}\n--- end of tests", trial.tests)?;
     }
-    if let Some(checkpoint) = show.model.as_deref().map(Checkpoint::open).transpose()? {
-        let encoder = Encoder::new(&checkpoint, checkpoint.config.max_positions);
+    for instruction in &exercise.instructions {
+        writeln!(text, "checked    {} {}", instruction.id, serde_json::to_string(&instruction.arguments)?)?;
+    }
+    if let Some(checkpoint) = &checkpoint {
+        let encoder = Encoder::new(checkpoint, checkpoint.config.max_positions).with_bos(framing.bos)?;
         writeln!(text, "BOS        {}", encoder.beginning()?)?;
         writeln!(text, "tokens     {:?}", encoder.encode(&exercise.prompt)?)?;
     }

@@ -320,7 +320,8 @@ mod tests {
 
     #[test]
     fn a_prompt_ends_where_the_answer_begins() {
-        let template = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}A:{% endif %}";
+        let template =
+            "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}A:{% endif %}";
         let messages = [("user".to_owned(), "Q".to_owned())];
         assert_eq!(prompt(template, &messages, "", "").unwrap(), "[Q]A:");
         assert_eq!(render(template, &messages, "", "").unwrap(), "[Q]");

@@ -181,7 +181,8 @@ impl Hub {
     /// Lists the files of a data set: as the hub has them, or in offline mode those in the cache.
     pub fn dataset_files(&self, id: &HubId) -> Result<DatasetFiles, ModelError> {
         let repository = Repository { hub: self, id, kind: RepoType::Dataset };
-        let (commit, paths) = if self.settings.offline { repository.cached_list()? } else { repository.remote_list()? };
+        let (commit, paths) =
+            if self.settings.offline { repository.cached_list()? } else { repository.remote_list()? };
         let mut paths: Vec<String> = paths.into_iter().filter(|path| is_repository_path(path)).collect();
         paths.sort();
         Ok(DatasetFiles { id: HubId { name: id.name.clone(), revision: commit }, paths })

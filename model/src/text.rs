@@ -158,8 +158,9 @@ fn content(path: &Path) -> Result<String, ModelError> {
     match compression(path) {
         Compression::Gzip => MultiGzDecoder::new(file).take(LARGEST_FILE + 1).read_to_end(&mut bytes),
         Compression::Bzip2 => MultiBzDecoder::new(file).take(LARGEST_FILE + 1).read_to_end(&mut bytes),
-        Compression::Zstd => zstd::Decoder::new(file)
-            .and_then(|decoder| decoder.take(LARGEST_FILE + 1).read_to_end(&mut bytes)),
+        Compression::Zstd => {
+            zstd::Decoder::new(file).and_then(|decoder| decoder.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
+        }
         Compression::None => file.take(LARGEST_FILE + 1).read_to_end(&mut bytes),
     }
     .map_err(ModelError::io(path))?;

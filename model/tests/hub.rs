@@ -161,7 +161,10 @@ fn a_data_set_s_files_are_listed_and_pinned_and_remembered_for_offline_mode() {
     let server = Server::start(&[("main/test.jsonl", b"{}"), ("README.md", b"x")]);
     let hub = Hub::new(server.settings(cache.path()));
     let listed = hub.dataset_files(&id("org/texts")).unwrap();
-    assert_eq!((listed.id.revision.as_str(), listed.paths), (COMMIT, vec!["README.md".into(), "main/test.jsonl".into()]));
+    assert_eq!(
+        (listed.id.revision.as_str(), listed.paths),
+        (COMMIT, vec!["README.md".into(), "main/test.jsonl".into()])
+    );
     hub.dataset_file(&listed.id, "main/test.jsonl").unwrap();
     let offline = Hub::new(HubSettings { offline: true, ..server.settings(cache.path()) });
     let cached = offline.dataset_files(&id("org/texts")).unwrap();

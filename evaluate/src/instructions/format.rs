@@ -16,7 +16,7 @@ pub fn check(name: &str, arguments: Arguments<'_>) -> Result<Option<Check>, Stri
         }
         "number_highlighted_sections" => {
             let wanted = arguments.count("num_highlights")?;
-            // `**both**` counts for both; `**` alone is a single one that holds nothing.
+            // Within `**text**` single ones are empty; they don't count.
             let (single, double) = (expression(r"\*[^\n*]*\*")?, expression(r"\*\*[^\n*]*\*\*")?);
             let holds = |highlight: &&str| !highlight.trim_matches('*').trim().is_empty();
             Box::new(move |text| {
@@ -71,10 +71,12 @@ mod tests {
 
     #[test]
     fn number_highlighted_sections() {
-        // A double highlight holds an empty single one at either side, and one in the middle with its text.
         let texts = ["*a* and *b*", "*a*", "**a** *b*", "** ** **", "*a\nb* c", "*a**b*"];
         let expected = [true, false, true, false, false, true];
-        assert_eq!(holds("detectable_format:number_highlighted_sections", json!({"num_highlights": 2}), texts), expected);
+        assert_eq!(
+            holds("detectable_format:number_highlighted_sections", json!({"num_highlights": 2}), texts),
+            expected
+        );
     }
 
     #[test]
@@ -92,13 +94,18 @@ mod tests {
 
     #[test]
     fn constrained_response() {
-        let texts = ["My answer is yes.", "Well. My answer is maybe. Really.", "my answer is no.", "My answer is no", "yes"];
-        assert_eq!(holds("detectable_format:constrained_response", json!({}), texts), [true, true, false, false, false]);
+        let texts =
+            ["My answer is yes.", "Well. My answer is maybe. Really.", "my answer is no.", "My answer is no", "yes"];
+        assert_eq!(
+            holds("detectable_format:constrained_response", json!({}), texts),
+            [true, true, false, false, false]
+        );
     }
 
     #[test]
     fn json_format() {
-        let texts = ["{\"a\": [1, null]}", "```json\n{}\n```", "```\n[1]\n```", "```JSON {}```", "{a: 1}", "Here: {}", "{} {}"];
+        let texts =
+            ["{\"a\": [1, null]}", "```json\n{}\n```", "```\n[1]\n```", "```JSON {}```", "{a: 1}", "Here: {}", "{} {}"];
         let expected = [true, true, true, true, false, false, false];
         assert_eq!(holds("detectable_format:json_format", json!({}), texts), expected);
     }

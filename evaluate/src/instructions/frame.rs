@@ -37,7 +37,8 @@ mod tests {
 
     #[test]
     fn two_responses() {
-        let texts = ["a\n******\nb", "a ****** b ******", "a******a", "a", "a ****** b ****** c", "a************b", "a***b"];
+        let texts =
+            ["a\n******\nb", "a ****** b ******", "a******a", "a", "a ****** b ****** c", "a************b", "a***b"];
         let expected = [true, true, false, false, false, false, false];
         assert_eq!(holds("combination:two_responses", json!({}), texts), expected);
     }

@@ -37,7 +37,8 @@ fn patterns(words: &[String], whole: bool) -> Result<Vec<Regex>, String> {
 
 fn pattern(word: &str, whole: bool) -> Result<Regex, String> {
     let (edge, word) = (if whole { r"\b" } else { "" }, fancy_regex::escape(word));
-    Regex::new(&format!("(?i){edge}{word}{edge}")).map_err(|error| format!("has a word that can't be looked for: {error}"))
+    Regex::new(&format!("(?i){edge}{word}{edge}"))
+        .map_err(|error| format!("has a word that can't be looked for: {error}"))
 }
 
 fn occurrences(pattern: &Regex, text: &str) -> usize {

@@ -126,7 +126,10 @@ mod tests {
             assert_eq!(told, [language], "{text}");
         }
         let korean = json!({"language": "ko"});
-        assert_eq!(holds("language:response_language", korean, [SAMPLES[13].1, SAMPLES[4].1, "42"]), [true, false, true]);
+        assert_eq!(
+            holds("language:response_language", korean, [SAMPLES[13].1, SAMPLES[4].1, "42"]),
+            [true, false, true]
+        );
         let error = instruction("language:response_language", json!({"language": "tlh"})).check().err().unwrap();
         assert!(error.contains("`tlh`"), "{error}");
     }

@@ -81,7 +81,8 @@ mod tests {
     #[test]
     fn nth_paragraph_first_word() {
         let asked = json!({"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Elm"});
-        let texts = ["a\n\nElm trees", "a\n\n'elm, yes", "a\n\n\"Elm\" b", "elm\n\nb", "a\n\nelm\n\nc", "a\nelm", "a\n\nelms"];
+        let texts =
+            ["a\n\nElm trees", "a\n\n'elm, yes", "a\n\n\"Elm\" b", "elm\n\nb", "a\n\nelm\n\nc", "a\nelm", "a\n\nelms"];
         let expected = [true, true, true, false, false, false, false];
         assert_eq!(holds("length_constraints:nth_paragraph_first_word", asked, texts), expected);
         // A paragraph that is blank has its place all the same.

@@ -11,10 +11,10 @@
 //!
 //! Lines without full stops, such as headings and lists, join the sentence that follows: as with NLTK.
 
-/// Words that end in a full stop inside a sentence.
+/// Words that end in a full stop inside a sentence, but for those that are ordinary words as well (no, fig, sat).
 const ABBREVIATIONS: &str = " mr mrs ms dr prof st sr jr rev gen col capt lt sgt maj gov sen rep pres hon messrs mt ft inc \
-    ltd co corp dept univ assn bros vs etc al cf ca approx est fig no vol pp ed eds jan feb mar apr jun jul aug sep sept \
-    oct nov dec mon tue wed thu fri sat ave blvd rd min max ";
+    ltd co corp dept univ assn bros vs etc al cf ca approx est vol pp eds jan feb apr jun jul aug sep sept oct nov dec \
+    tue wed thu fri ave blvd rd ";
 
 /// Number of words.
 pub fn words(text: &str) -> usize {
@@ -29,8 +29,9 @@ pub fn sentences(text: &str) -> usize {
     while let Some(piece) = pieces.next() {
         let mut parts = piece.split_inclusive(['。', '！', '？']).peekable();
         while let Some(part) = parts.next() {
-            open |= part.chars().any(char::is_alphanumeric) || !part.is_empty();
-            let ends = part.ends_with(['。', '！', '？']) || parts.peek().is_none() && ends(part, pieces.peek().copied());
+            open |= !part.is_empty();
+            let ends =
+                part.ends_with(['。', '！', '？']) || parts.peek().is_none() && ends(part, pieces.peek().copied());
             if ends {
                 count += usize::from(open);
                 open = false;
@@ -126,6 +127,7 @@ mod tests {
             ("你好。再见！是吗？", 3),
             ("*Bold end.* Next one.", 2),
             ("The end of etc.", 1),
+            ("He said no. She sat. Done", 3),
             ("a . b", 2),
         ] {
             assert_eq!(sentences(text), expected, "{text:?}");
