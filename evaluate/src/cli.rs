@@ -155,7 +155,7 @@ impl HowPut {
 /// What to show.
 #[derive(Args, Debug)]
 pub(crate) struct Show {
-    /// The task: a name of `evaluate tasks`, or a file of your own ending in `.toml`
+    /// The task: a name of `evaluate tasks`, or a file ending in `.toml` or `.yaml`
     #[arg(value_name = "TASK")]
     pub(crate) task: String,
 
@@ -278,7 +278,7 @@ pub(crate) struct Measure {
     #[arg(long, value_name = "HOW")]
     pub(crate) text: Option<Text>,
 
-    /// Run these tasks, separated by commas: names of `evaluate tasks`, or files of your own ending in `.toml`
+    /// Run these tasks, separated by commas: names of `evaluate tasks`, files of your own in TOML, or YAML for lm-evaluation-harness
     ///
     /// Multiple choice by log-likelihood, and written answers. With `--baseline` both models answer the same items, and the difference comes with
     /// a paired interval, McNemar's exact test and the number of items that flipped either way.

@@ -162,7 +162,12 @@ fn pooled(metric: Metric, records: &[Record], seed: u64) -> Estimate {
     };
     let blocks: Vec<Block> = records.iter().map(block).collect();
     let draws = Bootstrap { seed, run: 1 }.ratios(&blocks);
-    Estimate::new(crate::statistics::ratio(blocks.into_iter()), draws.as_deref())
+    let estimate = Estimate::new(crate::statistics::ratio(blocks.into_iter()), draws.as_deref());
+    if estimate.value == 0.0 || estimate.value == 1.0 {
+        // Every draw is the same one: items that are all alike say as much as their number.
+        return Estimate { interval_95: Some(wilson(estimate.value, records.len() as f64)), ..estimate };
+    }
+    estimate
 }
 
 fn macro_average(subjects: &[Part]) -> Option<Estimate> {
@@ -184,7 +189,7 @@ fn mean(values: &[f64]) -> Estimate {
 /// The value of `metric` over items' `values`, with its error.
 pub fn estimate(metric: Metric, values: &[f64], seed: u64) -> Estimate {
     let plain = mean(values);
-    if metric.is_binary() && values.iter().all(|value| *value == 0.0 || *value == 1.0) {
+    if metric != Metric::Perplexity && values.iter().all(|value| *value == 0.0 || *value == 1.0) {
         return Estimate { interval_95: Some(wilson(plain.value, values.len() as f64)), ..plain };
     }
     if metric == Metric::Perplexity {
