@@ -77,7 +77,7 @@ impl Job {
         if request.out.exists() && !request.overwrite && !Journal::folder_of(&request.out).exists() {
             return Err(QuantizeError::OutputExists { path: request.out });
         }
-        let checkpoint = Checkpoint::open(&request.model)?;
+        let checkpoint = Checkpoint::open(&request.model)?.computed(request.options.compute);
         let mut plan = request.options.clone().check(&checkpoint.config)?;
         check_names(&request, &plan)?;
         let calibration = calibration_set(&plan.options, &checkpoint)?;
