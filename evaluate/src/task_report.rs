@@ -162,7 +162,7 @@ fn pooled(metric: Metric, records: &[Record], seed: u64) -> Estimate {
     };
     let blocks: Vec<Block> = records.iter().map(block).collect();
     let draws = Bootstrap { seed, run: 1 }.ratios(&blocks);
-    let estimate = Estimate::new(crate::statistics::ratio(blocks.into_iter()), draws.as_deref());
+    let estimate = Estimate::new(crate::statistics::ratio(blocks), draws.as_deref());
     if estimate.value == 0.0 || estimate.value == 1.0 {
         // Every draw is the same one: items that are all alike say as much as their number.
         return Estimate { interval_95: Some(wilson(estimate.value, records.len() as f64)), ..estimate };
