@@ -10,8 +10,9 @@
 //! The first two and their comparison are lm-evaluation-harness's for GSM8K; where nothing is found its answer is
 //! `[invalid]`. It misses `$29.00` for 29, which `numeric` finds.
 
-use crate::task::{Generate, Metric};
+use crate::task::{Generate, Metric, harness::Pipeline};
 use fancy_regex::Regex;
+use std::collections::BTreeMap;
 
 const NOTHING: &str = "[invalid]";
 
@@ -19,13 +20,15 @@ const NOTHING: &str = "[invalid]";
 pub struct Extractor {
     strict: Option<Regex>,
     flexible: Option<Regex>,
+    pipelines: BTreeMap<Metric, Pipeline>,
 }
 
 impl Extractor {
     /// With the expressions of a task, which were found to be sound when it was read.
     pub fn new(generate: &Generate) -> Self {
         let compile = |expression: &Option<String>| expression.as_deref().and_then(|text| Regex::new(text).ok());
-        Self { strict: compile(&generate.strict), flexible: compile(&generate.flexible) }
+        let pipelines = generate.pipelines.clone();
+        Self { strict: compile(&generate.strict), flexible: compile(&generate.flexible), pipelines }
     }
 
     /// What `metric` takes for the answer in `text`.
@@ -39,6 +42,9 @@ impl Extractor {
 
     /// Whether `metric` takes `text` to give the answer `right`.
     pub fn is_right(&self, metric: Metric, text: &str, right: &str) -> bool {
+        if let Some(pipeline) = self.pipelines.get(&metric) {
+            return pipeline.agree(text, right);
+        }
         let (found, right) = (bare(&self.find(metric, text)), bare(right));
         let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite());
         match (metric, number(&found), number(&right)) {

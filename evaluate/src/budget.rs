@@ -185,6 +185,7 @@ fn finish(measure: &Measure, timed: Vec<Timed>) -> anyhow::Result<Done> {
         let [model, baseline] = summaries;
         let shots = measure.shots.unwrap_or(task.task.shots);
         reports.push(tasks::report(
+            measure,
             (task.task, task.data.files),
             (shots, task.data.rows.len(), Some(task.taken)),
             (model.context("every task has its first items scored")?, baseline),

@@ -216,7 +216,8 @@ fn draw(capability: Capability, tasks: &[(&str, Pairs<'_>)], seed: u64) -> Drawn
 fn blocks(pairs: &Pairs<'_>, ours: bool) -> Vec<Block> {
     let records = || pairs.iter().map(|(theirs, model)| if ours { *model } else { *theirs });
     let subjects: Vec<Option<&str>> = records().map(|record| record.subject.as_deref()).collect();
-    let values: Vec<f64> = records().map(|record| record.metrics.get(&record.metric).copied().unwrap_or(0.0)).collect();
+    let value = |record: &Record| record.metrics.get(&record.metric).copied().unwrap_or(0.0);
+    let values: Vec<Block> = records().map(|record| Block { sum: value(record), weight: 1.0 }).collect();
     clusters(&subjects, &values)
 }
 

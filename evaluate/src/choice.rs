@@ -11,6 +11,7 @@
 //! Of equal choices the first wins.
 
 use crate::{
+    framing::Framing,
     likelihood::Likelihood,
     records::{Record, SCHEMA},
     task::{
@@ -45,6 +46,9 @@ pub fn record(task: &Task, item: &Item, likelihoods: &[Likelihood]) -> Record {
         tokens: likelihoods.iter().map(|likelihood| likelihood.tokens).collect(),
         response: None,
         verdict: None,
+        samples: Vec::new(),
+        instructions: Vec::new(),
+        framing: Framing::default(),
         metrics: task.metrics.iter().map(|metric| (*metric, value(*metric))).collect(),
     }
 }
@@ -79,14 +83,8 @@ fn normalizer(metric: Metric) -> Option<Lengths> {
         Metric::AccNorm => Some(|item, _, choice| item.pairs[choice].choice.chars().count() as f64),
         Metric::AccBytes => Some(|item, _, choice| item.pairs[choice].choice.len() as f64),
         Metric::AccToken => Some(|_, likelihoods, choice| likelihoods[choice].tokens as f64),
-        // The last four are of texts, and a task with choices has none of them.
-        Metric::AccGreedy
-        | Metric::Perplexity
-        | Metric::Mc2
-        | Metric::ExactMatchStrict
-        | Metric::ExactMatchFlexible
-        | Metric::ExactMatchNumeric
-        | Metric::PassAt1 => None,
+        // Neither the other metrics of choices nor those of texts, of which a task with choices has none.
+        _ => None,
     }
 }
 

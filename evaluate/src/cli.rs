@@ -5,6 +5,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser as _, 
 use console::generated::Kind;
 use evaluate::{
     Protocol,
+    framing::{BosRule, Framing},
+    generation::Drawing,
     protocol::{Changes, PROTOCOLS, TextHandling},
     score::DEFAULT_MEMORY,
 };
@@ -40,6 +42,10 @@ pub(crate) struct Arguments {
     /// Further files.
     #[command(flatten)]
     pub(crate) exports: Exports,
+    /// How prompts of tasks are put to the model. Not inside [`Measure`]: clap can't tell whether a group is there if
+    /// another is nested in it.
+    #[command(flatten)]
+    pub(crate) put: HowPut,
 }
 
 const AFTER_HELP: &str = "\
@@ -54,6 +60,8 @@ Examples:
   evaluate OUT --baseline base.logits --perplexity wiki.test.raw
   evaluate OUT --baseline MODEL --tasks arc_easy,hellaswag --data FOLDER --limit 200
   evaluate OUT --baseline MODEL --capabilities --budget 20m --data FOLDER --html report.html
+  evaluate MODEL --tasks ifeval --chat-template on --data FOLDER --limit 50
+  evaluate MODEL --tasks humaneval --samples-per-task 10 --temperature 0.8 --allow-code-execution
   evaluate compare RECORDS/baseline RECORDS --show-flips
   evaluate compare RECORDS/baseline RECORDS --html comparison.html
   evaluate org/name --perplexity text.jsonl --field body --protocol hf-sliding --stride 256
@@ -93,10 +101,70 @@ pub(crate) enum Command {
     },
 }
 
+/// How prompts are put to the model.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct HowPut {
+    /// Whether prompts go through the model's chat template [default: off]
+    ///
+    /// The whole prompt, with description and solved examples, becomes one user message; choices follow without a space
+    /// before them. Models that were trained to converse follow instructions (ifeval) only so.
+    #[arg(long, value_name = "SWITCH")]
+    pub(crate) chat_template: Option<Switch>,
+
+    /// A system prompt: the system message where the chat template is on, else text before the prompt [default: none]
+    ///
+    /// Many templates put one of their own where none is given; `evaluate show` prints what comes out.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system_prompt: Option<String>,
+
+    /// Whether a prompt begins with the BOS token [default: tokenizer]
+    #[arg(long, value_name = "RULE")]
+    pub(crate) bos: Option<Bos>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// Applied
+    On,
+    /// Not applied
+    Off,
+}
+
+/// When a prompt begins with BOS.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Bos {
+    /// As the tokenizer does by itself, but never twice
+    Tokenizer,
+    /// Always
+    Always,
+    /// Only where the chat template puts it
+    Never,
+}
+
+impl HowPut {
+    /// The same for the library.
+    pub(crate) fn framing(&self) -> Framing {
+        Framing {
+            chat_template: self.chat_template == Some(Switch::On),
+            system: self.system_prompt.clone(),
+            bos: match self.bos {
+                None | Some(Bos::Tokenizer) => BosRule::Tokenizer,
+                Some(Bos::Always) => BosRule::Always,
+                Some(Bos::Never) => BosRule::Never,
+            },
+        }
+    }
+
+    fn is_given(&self) -> bool {
+        self.chat_template.is_some() || self.system_prompt.is_some() || self.bos.is_some()
+    }
+}
+
 /// What to show.
 #[derive(Args, Debug)]
 pub(crate) struct Show {
-    /// The task: a name of `evaluate tasks`, or a file of your own ending in `.toml`
+    /// The task: a name of `evaluate tasks`, or a file ending in `.toml` or `.yaml`
     #[arg(value_name = "TASK")]
     pub(crate) task: String,
 
@@ -115,6 +183,10 @@ pub(crate) struct Show {
     /// Where data is looked for; may be given several times [default: $CALIPER_DATA, else `data`]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) data: Vec<PathBuf>,
+
+    /// How prompts are put to the model.
+    #[command(flatten)]
+    pub(crate) put: HowPut,
 }
 
 /// What to compare.
@@ -231,9 +303,9 @@ pub(crate) struct Measure {
     #[arg(long, value_name = "HOW")]
     pub(crate) text: Option<Text>,
 
-    /// Run these tasks, separated by commas: names of `evaluate tasks`, or files of your own ending in `.toml`
+    /// Run these tasks, separated by commas: names of `evaluate tasks`, files of your own in TOML, or YAML for lm-evaluation-harness
     ///
-    /// Multiple choice by log-likelihood. With `--baseline` both models answer the same items, and the difference comes with
+    /// Multiple choice by log-likelihood, and written answers. With `--baseline` both models answer the same items, and the difference comes with
     /// a paired interval, McNemar's exact test and the number of items that flipped either way.
     #[arg(long, value_name = "NAME", value_delimiter = ',', group = "asked")]
     pub(crate) tasks: Vec<String>,
@@ -252,7 +324,9 @@ pub(crate) struct Measure {
 
     /// Where the tasks' data is looked for; may be given several times [default: $CALIPER_DATA, else `data`]
     ///
-    /// `evaluate tasks` shows the names that are looked for in it. Nothing is downloaded.
+    /// `evaluate tasks` shows the names that are looked for in it. `hub:org/name[@revision]` is a data set's repository on
+    /// the hub, looked through like a folder called `name`: its matching files are downloaded into the cache, and nothing
+    /// else ever is.
     #[arg(long, value_name = "FOLDER", requires = "asked")]
     pub(crate) data: Vec<PathBuf>,
 
@@ -265,6 +339,26 @@ pub(crate) struct Measure {
     /// Solved examples before each question [default: the task's]
     #[arg(long, value_name = "K", requires = "asked")]
     pub(crate) shots: Option<usize>,
+
+    /// How prompts are put to the model.
+    #[arg(skip)]
+    pub(crate) put: HowPut,
+
+    /// Draw the tokens of written answers with this temperature instead of taking the likeliest [default: 0]
+    ///
+    /// Drawn with `--seed`: the same seed gives the same answers whatever the threads and the other items.
+    #[arg(long, value_name = "T", requires = "tasks", value_parser = temperature)]
+    pub(crate) temperature: Option<f64>,
+
+    /// Draw only from the likeliest tokens that have this probability together [default: 1]
+    #[arg(long, value_name = "P", requires = "temperature", value_parser = share)]
+    pub(crate) top_p: Option<f64>,
+
+    /// Programs to write to each problem of tasks that test them; adds pass@k for k up to N [default: 1]
+    ///
+    /// For N above 1 a temperature is needed; 0.2 or 0.8 with `--top-p 0.95` are usual.
+    #[arg(long, value_name = "N", requires = "tasks", value_parser = clap::value_parser!(u64).range(1..=1000).map(|n| n as usize))]
+    pub(crate) samples_per_task: Option<usize>,
 
     /// Run programs that the model writes (humaneval, mbpp), in a sandbox
     ///
@@ -360,6 +454,17 @@ fn protocol(name: &str) -> Result<&'static Protocol, String> {
     Protocol::named(name).map_err(|error| error.to_string())
 }
 
+fn temperature(text: &str) -> Result<f64, String> {
+    let temperature: f64 = text.parse().map_err(|_| "a temperature is a number such as 0.8".to_owned())?;
+    let sound = temperature == 0.0 || (1e-3..=100.0).contains(&temperature);
+    if sound { Ok(temperature) } else { Err("a temperature is 0, or from 0.001 to 100".to_owned()) }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "a probability is a number such as 0.95".to_owned())?;
+    if share > 0.0 && share <= 1.0 { Ok(share) } else { Err("a probability is above 0 and at most 1".to_owned()) }
+}
+
 fn ratio(text: &str) -> Result<f64, String> {
     let ratio: f64 = text.parse().map_err(|_| "a ratio is a number such as 1.10".to_owned())?;
     if ratio.is_finite() && ratio > 0.0 { Ok(ratio) } else { Err("a ratio is a positive number".to_owned()) }
@@ -414,6 +519,13 @@ impl Measure {
         self.memory.unwrap_or(DEFAULT_MEMORY)
     }
 
+    /// How answers are drawn; nothing where the likeliest is taken.
+    pub(crate) fn drawing(&self) -> Option<Drawing> {
+        let temperature = self.temperature.filter(|temperature| *temperature > 0.0)?;
+        let (samples, top_p) = (self.samples_per_task.unwrap_or(1), self.top_p.unwrap_or(1.0));
+        Some(Drawing { samples, temperature, top_p, seed: self.seed })
+    }
+
     /// Ends the process with a usage error where options don't fit together.
     pub(crate) fn check(&self) {
         if self.texts().is_empty() && !self.asks_tasks() {
@@ -428,6 +540,14 @@ impl Measure {
         }
         if !self.asks_tasks() && self.exports.lm_eval.is_some() {
             usage(ErrorKind::MissingRequiredArgument, "`--lm-eval` needs `--tasks NAME` or `--capabilities`\n");
+        }
+        if self.put.is_given() && !self.asks_tasks() {
+            let what = "`--chat-template`, `--system-prompt` and `--bos` are about tasks: give `--tasks NAME` or `--capabilities`\n";
+            usage(ErrorKind::MissingRequiredArgument, what);
+        }
+        if self.samples_per_task.is_some_and(|samples| samples > 1) && self.drawing().is_none() {
+            let what = "`--samples-per-task` above 1 needs `--temperature`: greedy answers are all the same\n";
+            usage(ErrorKind::MissingRequiredArgument, what);
         }
         if self.threads == Some(0) {
             usage(ErrorKind::ValueValidation, "`--threads` must be at least 1\n");

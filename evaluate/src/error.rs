@@ -86,6 +86,14 @@ pub enum EvaluateError {
         /// What is wrong and what to do.
         what: String,
     },
+    /// Prompts can't be put to the model as asked for.
+    #[error("{model}: {what}")]
+    Framing {
+        /// The model.
+        model: String,
+        /// What is wrong and what to do.
+        what: String,
+    },
     /// An item can't be scored.
     #[error("item {item}: {what}")]
     Item {

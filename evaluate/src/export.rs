@@ -342,8 +342,7 @@ fn metrics(records: &[&Record]) -> Vec<Metric> {
 fn figures(task: &str, alias: &str, records: &[&Record], seed: u64) -> Value {
     let mut figures = Map::from_iter([("alias".to_owned(), json!(alias))]);
     for metric in metrics(records) {
-        let values: Vec<f64> = records.iter().filter_map(|record| record.metrics.get(&metric).copied()).collect();
-        let estimate = task_report::estimate(metric, &values, seed);
+        let estimate = task_report::of_records(metric, records, seed);
         let (name, filter) = their_metric(task, metric);
         figures.insert(format!("{name},{filter}"), json!(estimate.value));
         let error = estimate.standard_error.map_or_else(|| json!("N/A"), |error| json!(error));

@@ -12,7 +12,11 @@
 //! Choices of a single token need no branch: all are read off the trunk's last row. As in scoring windows, one block is
 //! in memory at a time; keys and values live no longer than their block.
 
-use crate::{EvaluateError, task::prompt::Item};
+use crate::{
+    EvaluateError,
+    framing::{self, BosRule},
+    task::prompt::Item,
+};
 use kernels::log_probability::Score;
 use model::{
     Block, Checkpoint, ModelError,
@@ -72,6 +76,9 @@ pub struct Encoder<'a> {
     checkpoint: &'a Checkpoint,
     /// What stands for an empty context: BOS, else EOS.
     stand_in: Option<u32>,
+    bos: BosRule,
+    /// The text of BOS.
+    bos_text: String,
     longest: usize,
     /// Sequences longer than this have rope frequencies of their own.
     ordinary: usize,
@@ -86,10 +93,22 @@ impl<'a> Encoder<'a> {
         Self {
             checkpoint,
             stand_in: config.bos_token.or_else(|| config.eos_tokens.first().copied()),
+            bos: BosRule::default(),
+            bos_text: framing::ends(checkpoint)[0].clone(),
             longest,
             ordinary: ordinary.unwrap_or(usize::MAX),
             prefixes: HashMap::new(),
         }
+    }
+
+    /// With another rule for BOS; an error where the model has none to put before a text.
+    pub fn with_bos(mut self, bos: BosRule) -> Result<Self, EvaluateError> {
+        if bos == BosRule::Always && self.checkpoint.config.bos_token.is_none() {
+            let what = "it names no BOS token: `--bos tokenizer` or `--bos never`".to_owned();
+            return Err(EvaluateError::Framing { model: self.checkpoint.reference.clone(), what });
+        }
+        self.bos = bos;
+        Ok(self)
     }
 
     /// What the tokenizer puts before a text, in words.
@@ -102,13 +121,27 @@ impl<'a> Encoder<'a> {
             format!("token {token} `{text}`")
         };
         Ok(match added {
+            [] if self.bos == BosRule::Never => "none: switched off".to_owned(),
             [] => "none: the tokenizer adds none".to_owned(),
-            added => format!("{}, as the tokenizer adds it", added.iter().map(name).collect::<Vec<_>>().join(", ")),
+            added => {
+                let names = added.iter().map(name).collect::<Vec<_>>().join(", ");
+                let why = if self.bos == BosRule::Always { "always" } else { "as the tokenizer adds it" };
+                format!("{names}, {why}")
+            }
         })
     }
 
-    /// `text` with the special tokens the tokenizer puts before it, without any behind it.
+    /// `text` with the special tokens that the rule for BOS puts before it, without any behind it. A text that begins with
+    /// BOS gets no second one.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, EvaluateError> {
+        let begun = !self.bos_text.is_empty() && text.starts_with(&self.bos_text);
+        if begun || self.bos != BosRule::Tokenizer {
+            let mut tokens = model::tokenizer::encode(&self.checkpoint.tokenizer, text, false)?;
+            if let (BosRule::Always, false, Some(bos)) = (self.bos, begun, self.checkpoint.config.bos_token) {
+                tokens.insert(0, bos);
+            }
+            return Ok(tokens);
+        }
         let refused = |error: Box<dyn std::error::Error + Send + Sync>| ModelError::Tokenizer(error.to_string());
         let encoding = self.checkpoint.tokenizer.encode(text, true).map_err(refused)?;
         let trailing = encoding.get_special_tokens_mask().iter().rev().take_while(|&&added| added == 1).count();

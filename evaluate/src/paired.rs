@@ -135,7 +135,9 @@ fn pair(task: &str, theirs: &[Record], ours: &[Record], seed: u64) -> Result<Pai
         .map(|metric| difference(metric, &pairs, seed))
         .collect();
     let left_out = theirs.len() + ours.len() - 2 * pairs.len();
-    let flips = primary.is_binary().then(|| flips(&pairs));
+    // With several answers an item, being right is a share.
+    let decided = pairs.iter().all(|(theirs, ours)| theirs.correct.is_some() && ours.correct.is_some());
+    let flips = (primary.is_binary() && decided).then(|| flips(&pairs));
     Ok(Paired { task: task.to_owned(), items: pairs.len(), left_out, metrics, flips })
 }
 
@@ -154,8 +156,13 @@ pub fn aggregate(metric: Metric, mean: f64) -> f64 {
 }
 
 fn difference(metric: Metric, pairs: &[(&Record, &Record)], seed: u64) -> MetricDifference {
-    let values = |model: bool| -> Vec<f64> {
-        pairs.iter().map(|(theirs, ours)| if model { ours.metrics[&metric] } else { theirs.metrics[&metric] }).collect()
+    let values = |model: bool| -> Vec<Block> {
+        let of = |(theirs, ours): &(&Record, &Record)| {
+            let record = if model { ours } else { theirs };
+            let weight = record.weight(metric);
+            Block { sum: record.metrics[&metric] * weight, weight }
+        };
+        pairs.iter().map(of).collect()
     };
     let subjects: Vec<Option<&str>> = pairs.iter().map(|(_, ours)| ours.subject.as_deref()).collect();
     let [theirs, ours] = [false, true].map(|model| clusters(&subjects, &values(model)));
@@ -167,20 +174,23 @@ fn difference(metric: Metric, pairs: &[(&Record, &Record)], seed: u64) -> Metric
         of(&ours, &mut indices.iter().copied()) - of(&theirs, &mut indices.iter().copied())
     });
     let difference = Estimate::new(whole(&ours) - whole(&theirs), draws.as_deref());
-    let [baseline, model] = [false, true].map(|model| task_report::estimate(metric, &values(model), seed));
+    let [baseline, model] = [false, true].map(|model| {
+        let records: Vec<&Record> = pairs.iter().map(|(theirs, ours)| if model { *ours } else { *theirs }).collect();
+        task_report::of_records(metric, &records, seed)
+    });
     MetricDifference { metric, baseline, model, difference }
 }
 
 /// Sums over each subject; over each item where there are fewer than two subjects.
-pub fn clusters(subjects: &[Option<&str>], values: &[f64]) -> Vec<Block> {
+pub fn clusters(subjects: &[Option<&str>], values: &[Block]) -> Vec<Block> {
     let mut blocks: BTreeMap<&str, Block> = BTreeMap::new();
     for (subject, value) in subjects.iter().zip(values) {
         let block = blocks.entry(subject.unwrap_or_default()).or_insert(Block { sum: 0.0, weight: 0.0 });
-        block.sum += value;
-        block.weight += 1.0;
+        block.sum += value.sum;
+        block.weight += value.weight;
     }
     if blocks.len() < 2 {
-        return values.iter().map(|&sum| Block { sum, weight: 1.0 }).collect();
+        return values.to_vec();
     }
     blocks.into_values().collect()
 }
@@ -313,9 +323,11 @@ mod tests {
     #[test]
     fn subjects_are_drawn_whole() {
         let subjects = [Some("a"), Some("a"), Some("b")];
-        let blocks = clusters(&subjects, &[1.0, 0.0, 1.0]);
+        let blocks = |values: &[f64]| values.iter().map(|&sum| Block { sum, weight: 1.0 }).collect::<Vec<_>>();
+        let two = blocks(&[1.0, 0.0]);
+        let blocks = clusters(&subjects, &blocks(&[1.0, 0.0, 1.0]));
         assert_eq!(blocks, [Block { sum: 1.0, weight: 2.0 }, Block { sum: 1.0, weight: 1.0 }]);
-        assert_eq!(clusters(&[None, None], &[1.0, 0.0]).len(), 2);
-        assert_eq!(clusters(&[Some("a"), Some("a")], &[1.0, 0.0]).len(), 2);
+        assert_eq!(clusters(&[None, None], &two).len(), 2);
+        assert_eq!(clusters(&[Some("a"), Some("a")], &two).len(), 2);
     }
 }

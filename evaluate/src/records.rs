@@ -13,9 +13,12 @@
 //! | `log_probabilities` | of each choice, in nats |
 //! | `greedy`, `tokens` | of each choice: whether greedy decoding gives it, and its tokens |
 //! | `response`, `verdict` | what the model wrote, and what its tests said; left out where it chooses |
+//! | `samples` | where several answers were drawn: each with `response` and `verdict`, in place of those two |
+//! | `instructions` | where instructions are to be followed: each `id` with `strict` and `loose` |
+//! | `framing` | `chat_template`, `system`, `bos`: how the prompt was put to the model; left out where plainly |
 //! | `metrics` | the item's value of every metric; of `perplexity` its log-likelihood |
 
-use crate::{EvaluateError, capability::Capability, task::Metric};
+use crate::{EvaluateError, capability::Capability, framing::Framing, instructions::Followed, task::Metric};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashSet},
@@ -66,8 +69,43 @@ pub struct Record {
     /// What became of the program it wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<String>,
+    /// Every answer, where several were drawn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Sample>,
+    /// The instructions to be followed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instructions: Vec<Followed>,
+    /// How the prompt was put to the model.
+    #[serde(default, skip_serializing_if = "Framing::is_plain")]
+    pub framing: Framing,
     /// The value of every metric.
     pub metrics: BTreeMap<Metric, f64>,
+}
+
+/// One of several answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// What the model wrote.
+    pub response: String,
+    /// What became of the program it wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
+}
+
+/// The verdict on a program that took too long.
+pub const TIMED_OUT: &str = "timed out";
+
+impl Record {
+    /// What the item weighs in the mean of `metric`.
+    pub fn weight(&self, metric: Metric) -> f64 {
+        if metric.weighs_instructions() { self.instructions.len() as f64 } else { 1.0 }
+    }
+
+    /// Verdicts on the programs written.
+    pub fn verdicts(&self) -> impl Iterator<Item = &str> {
+        let samples = self.samples.iter().filter_map(|sample| sample.verdict.as_deref());
+        self.verdict.as_deref().into_iter().chain(samples)
+    }
 }
 
 /// The records of a run, by task.
@@ -154,6 +192,9 @@ pub(crate) mod tests {
             tokens: vec![1, 2],
             response: None,
             verdict: None,
+            samples: Vec::new(),
+            instructions: Vec::new(),
+            framing: Framing::default(),
             metrics: BTreeMap::from([(Metric::Acc, f64::from(u8::from(correct)))]),
         }
     }

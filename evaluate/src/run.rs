@@ -49,6 +49,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         }
         (None, Some(mut measure)) => {
             measure.exports = arguments.exports;
+            measure.put = arguments.put;
             measure.check();
             measure.data = or_default(measure.data);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(measure.threads.unwrap_or(0)).build()?;

@@ -40,9 +40,16 @@
 //! given = "import math"                          # a template: what the tests may use beside it
 //! theirs = "[entry_point]"                       # an expression: names that are the program's whoever defines them
 //! tests = "assert {{ entry_point }}(1) == 2"     # a template
+//!
+//! [generate.instructions]                        # prompt_level_…, inst_level_…: what it writes is checked by a program
+//! ids = "instruction_id_list"                    # the field with the instructions, such as `keywords:existence`
+//! arguments = "kwargs"                           # the field with what each asks for
 //! ```
 //!
-//! `[data]` also takes `draw = "random"` (solved examples are drawn anew for each item, as lm-evaluation-harness does), `columns` (names of a CSV file without a first row of names), `lines` (names of the lines that make
+//! A YAML file written for lm-evaluation-harness is read too: [`harness`] says which of its keys.
+//!
+//! `[data]` also takes `draw = "random"` (solved examples are drawn anew for each item, as lm-evaluation-harness does), `examples` (solved examples in the task's
+//! own file, as a list of records), `columns` (names of a CSV file without a first row of names), `lines` (names of the lines that make
 //! a record of a text file) and `labels` (a file of one label a line, which become the field `label`); `[prompt]` also
 //! `description` (before the shots), `contexts` in place of `context` (an expression: one context a choice), `answers` in
 //! place of `answer` (an expression: 0 or 1 a choice), `delimiter` (between context and choice, a space) and `separator`
@@ -51,11 +58,16 @@
 
 pub mod data;
 pub mod exercise;
+pub mod harness;
 pub mod prompt;
 
 use crate::{EvaluateError, capability::Capability};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// A task.
 #[derive(Clone, Debug, Deserialize)]
@@ -91,6 +103,9 @@ pub struct Task {
     /// The subjects of each category.
     #[serde(default)]
     pub categories: BTreeMap<String, Vec<String>>,
+    /// The folder that its file is in, where it isn't built in.
+    #[serde(skip)]
+    pub folder: Option<PathBuf>,
 }
 
 /// Where a task's data lies.
@@ -102,6 +117,9 @@ pub struct Data {
     /// Patterns of the files with the solved examples.
     #[serde(default)]
     pub shots: Vec<String>,
+    /// Solved examples that come with the task.
+    #[serde(default)]
+    pub examples: Vec<toml::Table>,
     /// Which of the solved examples an item gets.
     #[serde(default)]
     pub draw: Draw,
@@ -167,8 +185,23 @@ pub struct Generate {
     pub strict: Option<String>,
     /// A regular expression: the last match's first group that took part is the answer.
     pub flexible: Option<String>,
+    /// Steps from the text to the answer, in place of the two expressions.
+    #[serde(skip)]
+    pub pipelines: BTreeMap<Metric, harness::Pipeline>,
     /// Where it writes a program.
     pub program: Option<Program>,
+    /// Where what it writes has to follow instructions.
+    pub instructions: Option<Instructions>,
+}
+
+/// Which instructions a text has to follow.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Instructions {
+    /// The field with the list of their ids.
+    pub ids: String,
+    /// The field with, for each, a map of what it asks for.
+    pub arguments: String,
 }
 
 /// How a generated program is tested.
@@ -219,14 +252,48 @@ pub enum Metric {
     ExactMatchFlexible,
     /// As `exact_match_flexible`, compared as numbers.
     ExactMatchNumeric,
+    /// What the task's filters leave of what the model wrote is the right answer.
+    ExactMatch,
     /// The program that the model wrote passes its tests.
     #[serde(rename = "pass_at_1")]
     PassAt1,
+    /// One of two programs drawn from those written does, and so on.
+    #[serde(rename = "pass_at_2")]
+    PassAt2,
+    /// Of five.
+    #[serde(rename = "pass_at_5")]
+    PassAt5,
+    /// Of eight.
+    #[serde(rename = "pass_at_8")]
+    PassAt8,
+    /// Of ten.
+    #[serde(rename = "pass_at_10")]
+    PassAt10,
+    /// Of sixteen.
+    #[serde(rename = "pass_at_16")]
+    PassAt16,
+    /// Of thirty-two.
+    #[serde(rename = "pass_at_32")]
+    PassAt32,
+    /// Of sixty-four.
+    #[serde(rename = "pass_at_64")]
+    PassAt64,
+    /// Of a hundred.
+    #[serde(rename = "pass_at_100")]
+    PassAt100,
+    /// All instructions of the prompt are followed.
+    PromptLevelStrictAcc,
+    /// Share of instructions that are followed, over all prompts' together.
+    InstLevelStrictAcc,
+    /// As `prompt_level_strict_acc`, on the most favourable of eight readings.
+    PromptLevelLooseAcc,
+    /// As `inst_level_strict_acc`, on the most favourable of eight readings.
+    InstLevelLooseAcc,
 }
 
 impl Metric {
     /// Every metric.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 24] = [
         Self::Acc,
         Self::AccNorm,
         Self::AccBytes,
@@ -237,8 +304,37 @@ impl Metric {
         Self::ExactMatchStrict,
         Self::ExactMatchFlexible,
         Self::ExactMatchNumeric,
+        Self::ExactMatch,
         Self::PassAt1,
+        Self::PassAt2,
+        Self::PassAt5,
+        Self::PassAt8,
+        Self::PassAt10,
+        Self::PassAt16,
+        Self::PassAt32,
+        Self::PassAt64,
+        Self::PassAt100,
+        Self::PromptLevelStrictAcc,
+        Self::InstLevelStrictAcc,
+        Self::PromptLevelLooseAcc,
+        Self::InstLevelLooseAcc,
     ];
+
+    /// Of how many programs one has to pass.
+    pub fn attempts(self) -> Option<usize> {
+        Some(match self {
+            Self::PassAt1 => 1,
+            Self::PassAt2 => 2,
+            Self::PassAt5 => 5,
+            Self::PassAt8 => 8,
+            Self::PassAt10 => 10,
+            Self::PassAt16 => 16,
+            Self::PassAt32 => 32,
+            Self::PassAt64 => 64,
+            Self::PassAt100 => 100,
+            _ => return None,
+        })
+    }
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -253,7 +349,20 @@ impl Metric {
             Self::ExactMatchStrict => "exact_match_strict",
             Self::ExactMatchFlexible => "exact_match_flexible",
             Self::ExactMatchNumeric => "exact_match_numeric",
+            Self::ExactMatch => "exact_match",
             Self::PassAt1 => "pass_at_1",
+            Self::PassAt2 => "pass_at_2",
+            Self::PassAt5 => "pass_at_5",
+            Self::PassAt8 => "pass_at_8",
+            Self::PassAt10 => "pass_at_10",
+            Self::PassAt16 => "pass_at_16",
+            Self::PassAt32 => "pass_at_32",
+            Self::PassAt64 => "pass_at_64",
+            Self::PassAt100 => "pass_at_100",
+            Self::PromptLevelStrictAcc => "prompt_level_strict_acc",
+            Self::InstLevelStrictAcc => "inst_level_strict_acc",
+            Self::PromptLevelLooseAcc => "prompt_level_loose_acc",
+            Self::InstLevelLooseAcc => "inst_level_loose_acc",
         }
     }
 
@@ -271,19 +380,53 @@ impl Metric {
             Self::ExactMatchStrict => "what the task's strict expression finds first in the text written is the answer",
             Self::ExactMatchFlexible => "what the task's flexible expression finds last is the answer",
             Self::ExactMatchNumeric => "as exact_match_flexible, compared as numbers: 29.00 is 29",
-            Self::PassAt1 => "the program written passes all tests, in one greedy attempt",
+            Self::ExactMatch => "what the filters of a YAML task leave of the text written is the answer",
+            Self::PassAt1 => "the program written passes all tests; of several, the share that does",
+            Self::PassAt2
+            | Self::PassAt5
+            | Self::PassAt8
+            | Self::PassAt10
+            | Self::PassAt16
+            | Self::PassAt32
+            | Self::PassAt64
+            | Self::PassAt100 => {
+                "1 − C(n−c, k) / C(n, k) for k = 2, 5, 8, 10, 16, 32, 64, 100 up to the n programs written, c of which pass"
+            }
+            Self::PromptLevelStrictAcc => "the text follows all instructions of its prompt",
+            Self::InstLevelStrictAcc => "instructions followed over all instructions, of all prompts together",
+            Self::PromptLevelLooseAcc => {
+                "as prompt_level_strict_acc, each instruction on the best of eight readings: without asterisks, without \
+                 first and last line"
+            }
+            Self::InstLevelLooseAcc => "as inst_level_strict_acc, on the best of the eight readings",
             Self::Mc2 => "sum of the right choices' probabilities over the sum of all choices'",
         }
     }
 
     /// Whether it judges what a model wrote.
     pub fn is_of_text(self) -> bool {
-        matches!(self, Self::ExactMatchStrict | Self::ExactMatchFlexible | Self::ExactMatchNumeric | Self::PassAt1)
+        let matched = matches!(
+            self,
+            Self::ExactMatch | Self::ExactMatchStrict | Self::ExactMatchFlexible | Self::ExactMatchNumeric
+        );
+        matched || self.attempts().is_some() || self.is_of_instructions()
+    }
+
+    /// Whether it counts instructions that are followed.
+    pub fn is_of_instructions(self) -> bool {
+        self.weighs_instructions() || matches!(self, Self::PromptLevelStrictAcc | Self::PromptLevelLooseAcc)
+    }
+
+    /// Whether an item weighs as many as it has instructions.
+    pub fn weighs_instructions(self) -> bool {
+        matches!(self, Self::InstLevelStrictAcc | Self::InstLevelLooseAcc)
     }
 
     /// Whether an item is either right or wrong by it.
     pub fn is_binary(self) -> bool {
         !matches!(self, Self::Perplexity | Self::Mc2)
+            && self.attempts().is_none_or(|k| k == 1)
+            && !self.weighs_instructions()
     }
 }
 
@@ -306,6 +449,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("winogrande", include_str!("../tasks/winogrande.toml")),
     ("lambada", include_str!("../tasks/lambada.toml")),
     ("gsm8k", include_str!("../tasks/gsm8k.toml")),
+    ("ifeval", include_str!("../tasks/ifeval.toml")),
     ("humaneval", include_str!("../tasks/humaneval.toml")),
     ("mbpp", include_str!("../tasks/mbpp.toml")),
     ("truthfulqa_mc1", include_str!("../tasks/truthfulqa_mc1.toml")),
@@ -318,18 +462,29 @@ impl Task {
         BUILT_IN.iter().map(|(name, text)| Self::parse(&format!("{name}.toml"), text)).collect()
     }
 
-    /// The built-in task called `name`, or the one in the file `name`, which then ends in `.toml`.
+    /// The built-in task called `name`, or the one in the file `name`, which then ends in `.toml`, or in `.yaml` where it is
+    /// written for lm-evaluation-harness.
     pub fn open(name: &str) -> Result<Self, EvaluateError> {
         if let Some((_, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
             return Self::parse(name, text);
         }
         let wrong = |what: String| EvaluateError::Task { task: name.to_owned(), what };
-        if !Path::new(name).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml")) {
+        let ending = Path::new(name).extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        if !["toml", "yaml", "yml"].contains(&ending.as_str()) {
             let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-            return Err(wrong(format!("there is no such task; there are {}, or give a .toml file", names.join(", "))));
+            let what = format!("there is no such task; there are {}, or give a .toml or .yaml file", names.join(", "));
+            return Err(wrong(what));
         }
         let text = fs::read_to_string(name).map_err(|error| wrong(error.to_string()))?;
-        Self::parse(name, &text)
+        let mut task = if ending == "toml" {
+            Self::parse(name, &text)?
+        } else {
+            let task = harness::task(&text).map_err(&wrong)?;
+            task.check().map_err(wrong)?;
+            task
+        };
+        task.folder = Path::new(name).parent().map(Path::to_path_buf);
+        Ok(task)
     }
 
     fn parse(name: &str, text: &str) -> Result<Self, EvaluateError> {
@@ -364,15 +519,23 @@ impl Task {
             return Err("with `[generate]` the prompt has a `context`, and neither choices nor an answer".to_owned());
         }
         let needs = |metric: &Metric| match metric {
+            metric if generate.pipelines.contains_key(metric) => Some(("", true)),
+            Metric::ExactMatch => Some(("filter_list", false)),
             Metric::ExactMatchStrict => Some(("generate.strict", generate.strict.is_some())),
             Metric::ExactMatchFlexible | Metric::ExactMatchNumeric => {
                 Some(("generate.flexible", generate.flexible.is_some()))
             }
             Metric::PassAt1 => Some(("generate.program", generate.program.is_some())),
+            metric if metric.is_of_instructions() => Some(("generate.instructions", generate.instructions.is_some())),
             _ => None,
         };
         for metric in &self.metrics {
             match needs(metric) {
+                None if metric.is_of_text() => {
+                    return Err(format!(
+                        "the metric `{metric}` comes with `pass_at_1` where several programs are written"
+                    ));
+                }
                 None => return Err(format!("the metric `{metric}` needs choices, and `[generate]` has none")),
                 Some((what, false)) => return Err(format!("the metric `{metric}` needs `{what}`")),
                 Some(_) => {}

@@ -7,8 +7,10 @@
 //! ```
 
 use crate::{
+    framing::Framing,
+    generation::Drawing,
     paired::{self, Paired},
-    records::Record,
+    records::{Record, TIMED_OUT},
     report::{interval, optional},
     statistics::{Block, Bootstrap, Estimate, standard_deviation},
     task::{Metric, data::DataFile},
@@ -61,12 +63,32 @@ pub struct Summary {
     pub truncated: usize,
     /// Items where a token spans the place at which context and continuation meet.
     pub spanned: usize,
+    /// Programs written, and those of them that took longer than allowed, which count as failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub programs: Option<Programs>,
     /// What stands before each text.
     pub bos: String,
     /// Wall time of scoring.
     pub seconds: f64,
     /// Items a second of wall time.
     pub items_per_second: f64,
+}
+
+/// What became of programs, beside whether they passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Programs {
+    /// All.
+    pub run: usize,
+    /// Those that took too long.
+    pub timed_out: usize,
+}
+
+impl Programs {
+    fn of(records: &[Record]) -> Option<Self> {
+        let verdicts = || records.iter().flat_map(Record::verdicts);
+        let timed_out = verdicts().filter(|verdict| *verdict == TIMED_OUT).count();
+        Some(Self { run: verdicts().count(), timed_out }).filter(|programs| programs.run > 0)
+    }
 }
 
 /// How a model's requests came to be.
@@ -88,7 +110,9 @@ impl Summary {
         let primary = records[0].metric;
         let mut metrics: Vec<Metric> = records[0].metrics.keys().copied().collect();
         metrics.sort_by_key(|metric| (*metric != primary, *metric));
-        let value = |metric| MetricValue { metric, estimate: estimate(metric, &values(metric, records.iter()), seed) };
+        let value = |metric: Metric| {
+            MetricValue { metric, estimate: of_records(metric, &records.iter().collect::<Vec<_>>(), seed) }
+        };
         let parts = |key: fn(&Record) -> Option<&String>| {
             let mut parts: BTreeMap<&String, Vec<&Record>> = BTreeMap::new();
             for record in records {
@@ -99,7 +123,7 @@ impl Summary {
             let part = |(name, records): (&String, Vec<&Record>)| Part {
                 name: name.clone(),
                 items: records.len(),
-                estimate: estimate(primary, &values(primary, records.into_iter()), seed),
+                estimate: of_records(primary, &records, seed),
             };
             parts.into_iter().map(part).collect::<Vec<_>>()
         };
@@ -113,6 +137,7 @@ impl Summary {
             subjects,
             truncated,
             spanned,
+            programs: Programs::of(records),
             bos,
             seconds,
             items_per_second: records.len() as f64 / seconds.max(f64::MIN_POSITIVE),
@@ -120,8 +145,29 @@ impl Summary {
     }
 }
 
-fn values<'a>(metric: Metric, records: impl Iterator<Item = &'a Record>) -> Vec<f64> {
-    records.filter_map(|record| record.metrics.get(&metric).copied()).collect()
+/// The value of `metric` over `records`, with its error.
+pub fn of_records(metric: Metric, records: &[&Record], seed: u64) -> Estimate {
+    if metric.weighs_instructions() {
+        return pooled(metric, records, seed);
+    }
+    let values: Vec<f64> = records.iter().filter_map(|record| record.metrics.get(&metric).copied()).collect();
+    estimate(metric, &values, seed)
+}
+
+/// A share over all that items hold, not over items: its error is the bootstrap's over items.
+fn pooled(metric: Metric, records: &[&Record], seed: u64) -> Estimate {
+    let block = |record: &&Record| {
+        let weight = record.weight(metric);
+        Block { sum: record.metrics.get(&metric).map_or(0.0, |share| share * weight), weight }
+    };
+    let blocks: Vec<Block> = records.iter().map(block).collect();
+    let draws = Bootstrap { seed, run: 1 }.ratios(&blocks);
+    let estimate = Estimate::new(crate::statistics::ratio(blocks), draws.as_deref());
+    if estimate.value == 0.0 || estimate.value == 1.0 {
+        // Every draw is the same one: items that are all alike say as much as their number.
+        return Estimate { interval_95: Some(wilson(estimate.value, records.len() as f64)), ..estimate };
+    }
+    estimate
 }
 
 fn macro_average(subjects: &[Part]) -> Option<Estimate> {
@@ -143,7 +189,7 @@ fn mean(values: &[f64]) -> Estimate {
 /// The value of `metric` over items' `values`, with its error.
 pub fn estimate(metric: Metric, values: &[f64], seed: u64) -> Estimate {
     let plain = mean(values);
-    if metric.is_binary() {
+    if metric != Metric::Perplexity && values.iter().all(|value| *value == 0.0 || *value == 1.0) {
         return Estimate { interval_95: Some(wilson(plain.value, values.len() as f64)), ..plain };
     }
     if metric == Metric::Perplexity {
@@ -177,8 +223,12 @@ pub struct TaskReport {
     pub available: usize,
     /// Items drawn of them, if not all.
     pub limit: Option<usize>,
-    /// Whether the model's chat template was applied.
-    pub chat_template: bool,
+    /// Whether the model's chat template was applied, the system prompt and the rule for BOS.
+    #[serde(flatten)]
+    pub framing: Framing,
+    /// How answers were drawn, where not the likeliest was taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Drawing>,
     /// The files read.
     pub files: Vec<DataFile>,
     /// The model's figures.
@@ -192,6 +242,12 @@ pub struct TaskReport {
 }
 
 impl TaskReport {
+    /// How prompts were put and answers taken, in words.
+    fn circumstances(&self) -> String {
+        let drawn = self.sampling.as_ref().map_or_else(String::new, |drawing| format!("; {drawing}"));
+        format!("{}; BOS {}{drawn}", self.framing, self.model.bos)
+    }
+
     fn title(&self) -> String {
         match self.shots {
             0 => self.task.clone(),
@@ -205,7 +261,12 @@ impl TaskReport {
 pub fn tables(reports: &[TaskReport]) -> String {
     let mut text = format!("{}\n", figures(reports));
     for report in reports {
-        let (task, Summary { truncated, spanned, .. }) = (&report.task, &report.model);
+        let (task, Summary { truncated, spanned, programs, .. }) = (&report.task, &report.model);
+        let _ = writeln!(text, "{task}: {}", report.circumstances());
+        if let Some(Programs { run, timed_out }) = programs {
+            let _ =
+                writeln!(text, "{task}: {timed_out} of {run} programs took longer than allowed; they count as failed");
+        }
         if *truncated > 0 {
             let _ = writeln!(text, "{task}: {truncated} items are too long for the model and lost tokens on the left");
         }

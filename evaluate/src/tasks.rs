@@ -10,7 +10,8 @@ use evaluate::{
     capability::{self, Change},
     choice,
     export::{self, TaskRecords},
-    generation::{self, Prompt},
+    framing::Framing,
+    generation::{self, Drawing, Prompt},
     likelihood::{self, Encoder, Request, Step},
     page,
     paired::{self, Compared, Flip, Paired},
@@ -27,6 +28,7 @@ use evaluate::{
 use model::Checkpoint;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use serde_json::Value;
 use std::{
     fmt::Write as _,
@@ -41,12 +43,14 @@ pub(crate) struct Prepared {
     available: usize,
     limit: Option<usize>,
     files: Vec<DataFile>,
-    questions: Questions,
+    framing: Framing,
+    drawing: Option<Drawing>,
     model: Side,
     baseline: Option<Side>,
 }
 
 /// What is asked.
+#[derive(Clone)]
 enum Questions {
     /// The model chooses.
     Choices(Vec<Item>),
@@ -55,6 +59,20 @@ enum Questions {
 }
 
 impl Questions {
+    /// As they are put to a model.
+    fn framed(&self, framing: &Framing, checkpoint: &Checkpoint) -> anyhow::Result<Self> {
+        Ok(match self {
+            Self::Choices(items) => {
+                let framed = items.par_iter().map(|item| framing.item(checkpoint, item));
+                Self::Choices(framed.collect::<Result<_, _>>()?)
+            }
+            Self::Exercises(generate, exercises, sandbox) => {
+                let framed = exercises.par_iter().map(|exercise| framing.exercise(checkpoint, exercise));
+                Self::Exercises(generate.clone(), framed.collect::<Result<_, _>>()?, sandbox.clone())
+            }
+        })
+    }
+
     fn len(&self) -> usize {
         match self {
             Self::Choices(items) => items.len(),
@@ -69,8 +87,9 @@ enum Requests {
     Prompts(Vec<Prompt>),
 }
 
-/// A task's items as tokens of one model, and where its records go.
+/// A task's items as they are put to one model, as its tokens, and where its records go.
 struct Side {
+    questions: Questions,
     requests: Requests,
     bos: String,
     output: Option<Output>,
@@ -83,6 +102,10 @@ pub(crate) fn prepare(
     baseline: Option<&Checkpoint>,
 ) -> anyhow::Result<Vec<Prepared>> {
     let mut prepared: Vec<Prepared> = Vec::new();
+    for folder in measure.data.iter().filter(|folder| data::hub_id(folder).is_some()) {
+        let what = "asked for its list of files; those the tasks want are downloaded unless they are in the cache";
+        say(&format!("data       {}: {what}", folder.display()));
+    }
     for name in &measure.tasks {
         let task = Task::open(name)?;
         if prepared.iter().any(|other| other.task.name == task.name) {
@@ -126,11 +149,15 @@ impl Prepared {
     ) -> anyhow::Result<Self> {
         let shots = measure.shots.unwrap_or(task.shots);
         let questions = questions(measure, task, data, chosen, shots)?;
-        let side = |model: Option<&Checkpoint>| model.map(|model| Side::new(model, &questions)).transpose();
+        let (framing, drawing) = (measure.put.framing(), drawing(measure, task));
+        if drawing.is_some_and(|drawing| drawing.samples > 1) && task.generate.iter().all(|g| g.program.is_none()) {
+            anyhow::bail!("{}: `--samples-per-task` is for tasks that test programs", task.name);
+        }
+        let side = |model: Option<&Checkpoint>| model.map(|model| Side::new(model, &questions, &framing)).transpose();
         let [model, baseline] = models;
         let (model, baseline) = (side(model)?.context("there is always a model")?, side(baseline)?);
         let (task, files) = (task.clone(), data.files.clone());
-        Ok(Self { task, shots, available: data.rows.len(), limit: None, files, questions, model, baseline })
+        Ok(Self { task, shots, available: data.rows.len(), limit: None, files, framing, drawing, model, baseline })
     }
 
     /// Scores the items with both models.
@@ -150,22 +177,29 @@ impl Prepared {
 
 /// The report of a task, without its comparison.
 pub(crate) fn report(
+    measure: &Measure,
     (task, files): (Task, Vec<DataFile>),
     (shots, available, limit): (usize, usize, Option<usize>),
     (model, baseline): (Summary, Option<Summary>),
 ) -> TaskReport {
     TaskReport {
+        framing: measure.put.framing(),
+        sampling: drawing(measure, &task),
         task: task.name,
         prompt_source: task.prompt_source,
         shots,
         available,
         limit: limit.filter(|limit| *limit < available),
-        chat_template: false,
         files,
         model,
         baseline,
         paired: None,
     }
+}
+
+/// How the answers to `task` are drawn; nothing where the likeliest is taken.
+fn drawing(measure: &Measure, task: &Task) -> Option<Drawing> {
+    measure.drawing().filter(|_| task.generate.is_some())
 }
 
 fn questions(
@@ -205,16 +239,18 @@ fn draw(count: usize, limit: Option<usize>, seed: u64) -> Vec<usize> {
 }
 
 impl Side {
-    fn new(checkpoint: &Checkpoint, questions: &Questions) -> anyhow::Result<Self> {
-        let mut encoder = Encoder::new(checkpoint, checkpoint.config.max_positions);
-        let requests = match questions {
+    fn new(checkpoint: &Checkpoint, questions: &Questions, framing: &Framing) -> anyhow::Result<Self> {
+        let questions = questions.framed(framing, checkpoint)?;
+        let mut encoder = Encoder::new(checkpoint, checkpoint.config.max_positions).with_bos(framing.bos)?;
+        let requests = match &questions {
             Questions::Choices(items) => Requests::Choices(encoder.requests(items)?),
             Questions::Exercises(generate, exercises, _) => {
                 let prompt = |e: &Exercise| generation::prompt(checkpoint, generate, encoder.encode(&e.prompt)?);
                 Requests::Prompts(exercises.iter().map(prompt).collect::<Result<_, _>>()?)
             }
         };
-        Ok(Self { requests, bos: encoder.beginning()?, output: None })
+        let bos = encoder.beginning()?;
+        Ok(Self { requests, bos, output: None, questions })
     }
 
     fn circumstances(&self, seconds: f64) -> Circumstances {
@@ -231,14 +267,17 @@ impl Side {
 
 /// Says what will be run.
 pub(crate) fn announce(prepared: &[Prepared]) {
-    for Prepared { task, shots, available, questions, model, .. } in prepared {
+    for Prepared { task, shots, available, framing, drawing, model, .. } in prepared {
         let tokens: usize = match &model.requests {
             Requests::Choices(requests) => requests.iter().flat_map(|r| &r.sequences).map(|s| s.tokens.len()).sum(),
             Requests::Prompts(prompts) => prompts.iter().map(|prompt| prompt.request.prompt.len()).sum(),
         };
-        let count = questions.len();
+        let count = model.questions.len();
         say(&format!("task       {}: {count} of {available} items, shots {shots}, {tokens} tokens", task.name));
-        say(&format!("           prompt of {}; chat template not applied", task.prompt_source));
+        say(&format!("           prompt of {}; {framing}", task.prompt_source));
+        if let Some(drawing) = drawing {
+            say(&format!("           {drawing}"));
+        }
         say(&format!("BOS        {}", model.bos));
     }
 }
@@ -263,6 +302,7 @@ pub(crate) fn run(
         }
         let [model, baseline] = summaries;
         reports.push(report(
+            measure,
             (prepared.task, prepared.files),
             (prepared.shots, prepared.available, prepared.limit),
             (model.context("the model is always scored")?, baseline),
@@ -338,18 +378,22 @@ fn side(
     side: &Side,
 ) -> anyhow::Result<(Vec<Record>, Summary)> {
     let started = Instant::now();
-    let records = match (&prepared.questions, &side.requests) {
+    let mut records = match (&side.questions, &side.requests) {
         (Questions::Choices(items), Requests::Choices(requests)) => {
             chosen(measure, checkpoint, &prepared.task, items, requests)?
         }
         (Questions::Exercises(generate, exercises, sandbox), Requests::Prompts(prompts)) => {
-            let mut progress = Progress::new(&title(checkpoint, &prepared.task), prompts.len() as u64, 0);
-            let responses = generation::write(checkpoint, generate, prompts, &mut || progress.step("written"))?;
+            let drawing = prepared.drawing.as_ref();
+            let answers = prompts.len() * drawing.map_or(1, |drawing| drawing.samples);
+            let mut progress = Progress::new(&title(checkpoint, &prepared.task), answers as u64, 0);
+            let both = (exercises.as_slice(), prompts.as_slice());
+            let responses = generation::write(checkpoint, generate, both, drawing, &mut || progress.step("written"))?;
             progress.finish();
             generation::judge(&prepared.task, generate, exercises, responses, sandbox.as_ref())?
         }
         _ => unreachable!("requests are made from the questions they stand beside"),
     };
+    records.iter_mut().for_each(|record| record.framing = prepared.framing.clone());
     let circumstances = side.circumstances(started.elapsed().as_secs_f64());
     let summary = Summary::new(&records, circumstances, measure.seed);
     Ok((records, summary))
@@ -420,8 +464,9 @@ pub(crate) fn list(folders: &[PathBuf]) -> anyhow::Result<Exit> {
         writeln!(text)?;
     }
     writeln!(text, "Metrics:")?;
-    for metric in Metric::ALL {
-        writeln!(text, "  {:<11} {}", metric.name(), metric.explain())?;
+    // One line is enough for all pass@k.
+    for metric in Metric::ALL.into_iter().filter(|metric| metric.attempts().is_none_or(|k| k <= 2)) {
+        writeln!(text, "  {:<23} {}", metric.name(), metric.explain())?;
     }
     let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
     writeln!(text, "\nData is looked for in {} (`--data` says where else).", folders.join(", "))?;
@@ -440,18 +485,22 @@ pub(crate) fn show(show: &Show) -> anyhow::Result<Exit> {
     if task.generate.is_some() {
         return show_exercise(show, &task, &data, shots);
     }
-    let item = Templates::new(&task)?.item(row, &data, shots)?;
+    let framing = show.put.framing();
+    let checkpoint = show.model.as_deref().map(Checkpoint::open).transpose()?;
+    let mut item = Templates::new(&task)?.item(row, &data, shots)?;
+    if let Some(checkpoint) = with_model(checkpoint.as_ref(), &framing)? {
+        item = framing.item(checkpoint, &item)?;
+    }
     let mut text = String::new();
     writeln!(text, "task       {}, item {} ({} of {})", task.name, item.id, show.item, data.rows.len())?;
-    writeln!(text, "prompt     of {}; shots {shots}; chat template not applied", task.prompt_source)?;
+    writeln!(text, "prompt     of {}; shots {shots}; {framing}", task.prompt_source)?;
     writeln!(text, "sha256     {}", item.sha256())?;
     for metric in &task.metrics {
         writeln!(text, "metric     {metric}: {}", metric.explain())?;
     }
-    let checkpoint = show.model.as_deref().map(Checkpoint::open).transpose()?;
     let request = match &checkpoint {
         Some(checkpoint) => {
-            let encoder = Encoder::new(checkpoint, checkpoint.config.max_positions);
+            let encoder = Encoder::new(checkpoint, checkpoint.config.max_positions).with_bos(framing.bos)?;
             writeln!(text, "BOS        {}", encoder.beginning()?)?;
             Some(encoder.request(&item)?)
         }
@@ -465,13 +514,26 @@ pub(crate) fn show(show: &Show) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// The model, which everything but a plain prompt needs.
+fn with_model<'a>(checkpoint: Option<&'a Checkpoint>, framing: &Framing) -> anyhow::Result<Option<&'a Checkpoint>> {
+    if checkpoint.is_none() && !framing.is_plain() {
+        anyhow::bail!("chat template, system prompt and BOS are a model's: name it behind the task");
+    }
+    Ok(checkpoint)
+}
+
 fn show_exercise(show: &Show, task: &Task, data: &TaskData, shots: usize) -> anyhow::Result<Exit> {
     let solved =
         exercise::shots(data, task.data.draw, shots).map_err(|what| anyhow::anyhow!("{}: {what}", task.name))?;
-    let exercise = Templates::new(task)?.exercise(&data.rows[show.item], &solved[show.item])?;
+    let mut exercise = Templates::new(task)?.exercise(&data.rows[show.item], &solved[show.item])?;
+    let framing = show.put.framing();
+    let checkpoint = show.model.as_deref().map(Checkpoint::open).transpose()?;
+    if let Some(checkpoint) = with_model(checkpoint.as_ref(), &framing)? {
+        exercise = framing.exercise(checkpoint, &exercise)?;
+    }
     let mut text = String::new();
     writeln!(text, "task       {}, item {} ({} of {})", task.name, exercise.id, show.item, data.rows.len())?;
-    writeln!(text, "prompt     of {}; {shots} shots; chat template not applied", task.prompt_source)?;
+    writeln!(text, "prompt     of {}; {shots} shots; {framing}", task.prompt_source)?;
     writeln!(text, "sha256     {}", exercise.sha256())?;
     for metric in &task.metrics {
         writeln!(text, "metric     {metric}: {}", metric.explain())?;
@@ -480,8 +542,11 @@ fn show_exercise(show: &Show, task: &Task, data: &TaskData, shots: usize) -> any
     if let Some(trial) = &exercise.trial {
         writeln!(text, "\n--- tests\n{}\n--- end of tests", trial.tests)?;
     }
-    if let Some(checkpoint) = show.model.as_deref().map(Checkpoint::open).transpose()? {
-        let encoder = Encoder::new(&checkpoint, checkpoint.config.max_positions);
+    for instruction in &exercise.instructions {
+        writeln!(text, "checked    {} {}", instruction.id, serde_json::to_string(&instruction.arguments)?)?;
+    }
+    if let Some(checkpoint) = &checkpoint {
+        let encoder = Encoder::new(checkpoint, checkpoint.config.max_positions).with_bos(framing.bos)?;
         writeln!(text, "BOS        {}", encoder.beginning()?)?;
         writeln!(text, "tokens     {:?}", encoder.encode(&exercise.prompt)?)?;
     }

@@ -422,3 +422,124 @@ fn programs_are_run_only_when_allowed() {
     assert_eq!(run.status.code(), Some(1));
     assert!(text(&run.stderr).contains("--allow-code-execution"), "{}", text(&run.stderr));
 }
+
+#[test]
+fn chat_template_system_prompt_and_bos_are_chosen_shown_and_recorded() {
+    let (model, folder) = (Toy { bos: true, ..Toy::PLAIN }.write(), tempfile::tempdir().unwrap());
+    let template = "{{ bos_token }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}\
+                    {% if add_generation_prompt %} assistant{% endif %}";
+    fs::write(model.path().join("chat_template.jinja"), template).unwrap();
+    let file = task(folder.path());
+    let shown = |more: &[&str]| {
+        let arguments = ["show", &file, path(&model), "--item", "13", "--data", path(&folder)];
+        text(&evaluate(&[&arguments, more].concat()).stdout)
+    };
+    let chat = ["--chat-template", "on", "--system-prompt", "w9"];
+    let (plain, framed) = (shown(&[]), shown(&chat));
+    assert!(plain.contains("chat template not applied; no system prompt of ours"), "{plain}");
+    assert!(framed.contains("chat template applied; system prompt \"w9\""), "{framed}");
+    let context = |shown: &str| {
+        let (_, context) = shown.split_once("for every choice\n").unwrap();
+        context.split_once("\n--- end").unwrap().0.to_owned()
+    };
+    assert_eq!(context(&framed), format!("<s> system w9 user {} assistant", context(&plain)));
+    let choice = |shown: &str| shown.lines().find(|line| line.starts_with("choice 1")).unwrap().to_owned();
+    assert_eq!(choice(&plain).replacen("\" ", "\"", 1), choice(&framed));
+    // The template's BOS is the only one.
+    let tokens = |shown: &str| shown.lines().filter(|line| line.starts_with("choice 0")).nth(1).unwrap().to_owned();
+    assert_eq!(tokens(&framed).matches("0=\"<s>\"").count(), 1);
+    assert!(shown(&["--bos", "never"]).contains("BOS        none: switched off"));
+    assert_eq!(tokens(&shown(&["--bos", "always"])), tokens(&plain));
+    assert!(context(&shown(&["--system-prompt", "w9 "])).starts_with("w9 Of other"));
+
+    let run = |more: &[&str]| {
+        let out = tempfile::tempdir().unwrap();
+        let arguments = [path(&model), "--tasks", &file, "--data", path(&folder), "--records", path(&out), "--json"];
+        let run = evaluate(&[&arguments, more].concat());
+        assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+        let line = fs::read_to_string(out.path().join("words.jsonl")).unwrap();
+        let record: Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
+        (out, record, serde_json::from_slice::<Value>(&run.stdout).unwrap()["tasks"][0].clone())
+    };
+    let (plain, framed) = (run(&[]), run(&chat));
+    assert!(plain.1.get("framing").is_none());
+    let expected = serde_json::json!({"chat_template": true, "system_prompt": "w9", "bos_rule": "tokenizer"});
+    assert_eq!(framed.1["framing"], expected);
+    assert_eq!((&framed.2["chat_template"], &framed.2["system_prompt"]), (&true.into(), &"w9".into()));
+    assert_eq!((&plain.2["chat_template"], &plain.2["bos_rule"]), (&false.into(), &"tokenizer".into()));
+    let compared = evaluate(&["compare", path(&plain.0), path(&framed.0)]);
+    assert!(text(&compared.stderr).contains("no item with the same prompt"), "{}", text(&compared.stderr));
+
+    let bare = Toy::PLAIN.write();
+    let refused = evaluate(&[path(&bare), "--tasks", &file, "--data", path(&folder), "--chat-template", "on"]);
+    assert!(text(&refused.stderr).contains("it brings no chat template"), "{}", text(&refused.stderr));
+    assert_eq!(evaluate(&[path(&bare), "--perplexity", "x", "--bos", "never"]).status.code(), Some(2));
+    assert_eq!(evaluate(&["show", &file, "--data", path(&folder), "--bos", "never"]).status.code(), Some(1));
+}
+
+#[test]
+fn drawn_answers_depend_on_seed_and_item_alone() {
+    let (model, work) = (Toy::PLAIN.write(), tempfile::tempdir().unwrap());
+    let task = written_task(work.path(), "");
+    let run = |more: &[&str]| {
+        let out = tempfile::tempdir().unwrap();
+        let arguments = [path(&model), "--tasks", &task, "--data", path(&work), "--records", path(&out)];
+        let run = evaluate(&[&arguments, more].concat());
+        assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+        (fs::read_to_string(out.path().join("written.jsonl")).unwrap(), text(&run.stdout))
+    };
+    let (drawn, tables) = run(&["--temperature", "2", "--top-p", "0.9", "--threads", "1"]);
+    assert_eq!(drawn, run(&["--temperature", "2", "--top-p", "0.9", "--threads", "3"]).0);
+    assert!(tables.contains("drawn with temperature 2, top-p 0.9, seed 0"), "{tables}");
+    let greedy = run(&[]).0;
+    assert!(drawn != greedy && run(&["--temperature", "0"]).0 == greedy);
+    assert_ne!(drawn, run(&["--temperature", "2", "--top-p", "0.9", "--seed", "1"]).0);
+    let few = run(&["--temperature", "2", "--top-p", "0.9", "--limit", "5"]).0;
+    assert!(few.lines().count() == 5 && few.lines().all(|line| drawn.lines().any(|other| other == line)));
+
+    let usage = evaluate(&[path(&model), "--tasks", &task, "--samples-per-task", "3"]);
+    assert_eq!(usage.status.code(), Some(2));
+    assert!(text(&usage.stderr).contains("--temperature"), "{}", text(&usage.stderr));
+    let several = ["--samples-per-task", "3", "--temperature", "1"];
+    let refused = evaluate(&[&[path(&model), "--tasks", &task, "--data", path(&work)], &several[..]].concat());
+    assert!(text(&refused.stderr).contains("tasks that test programs"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn instructions_are_counted_by_prompt_and_by_instruction() {
+    let (model, work) = (Toy::PLAIN.write(), tempfile::tempdir().unwrap());
+    fs::create_dir(work.path().join("ifeval")).unwrap();
+    let item = |prompt: &str, more: &str| {
+        format!(
+            "{{\"key\": 1, \"prompt\": \"{prompt}\", \"instruction_id_list\": [\"punctuation:no_comma\"{}], \
+             \"kwargs\": [{{}}{}]}}\n",
+            if more.is_empty() { "" } else { ", \"keywords:existence\", \"keywords:forbidden_words\"" },
+            more
+        )
+    };
+    let more = ", {\"keywords\": [\"absent\"]}, {\"forbidden_words\": [\"absent\"]}";
+    let data = work.path().join("ifeval/input_data.jsonl");
+    fs::write(&data, item("w2 w3", more) + &item("w5 w7", "")).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let arguments = [path(&model), "--baseline", path(&model), "--tasks", "ifeval", "--data", path(&work)];
+    let run = evaluate(&[&arguments[..], &["--records", path(&out), "--json"]].concat());
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+    let json: Value = serde_json::from_slice(&run.stdout).unwrap();
+    let metrics = json["tasks"][0]["model"]["metrics"].as_array().unwrap();
+    let values: Vec<(&str, f64)> =
+        metrics.iter().map(|m| (m["metric"].as_str().unwrap(), m["value"].as_f64().unwrap())).collect();
+    // One of two prompts; three of four instructions, however they are spread over prompts.
+    assert_eq!(values[0], ("prompt_level_strict_acc", 0.5));
+    assert_eq!(values[1], ("inst_level_strict_acc", 0.75));
+    assert_eq!((values[2].0, values[3].0), ("prompt_level_loose_acc", "inst_level_loose_acc"));
+    let paired = json["tasks"][0]["paired"]["metrics"].as_array().unwrap();
+    assert_eq!((&paired[1]["baseline"], &paired[1]["difference"]["value"]), (&0.75.into(), &0.0.into()));
+    let record = fs::read_to_string(out.path().join("ifeval.jsonl")).unwrap();
+    let record: Value = serde_json::from_str(record.lines().next().unwrap()).unwrap();
+    let expected = serde_json::json!({"id": "keywords:existence", "strict": false, "loose": false});
+    assert_eq!((&record["instructions"][1], record["instructions"].as_array().unwrap().len()), (&expected, 3));
+
+    fs::write(&data, item("w2", "").replace("no_comma", "no_rhyme")).unwrap();
+    let refused = text(&evaluate(&[path(&model), "--tasks", "ifeval", "--data", path(&work)]).stderr);
+    assert!(refused.contains("`punctuation:no_rhyme` is none of the 25"), "{refused}");
+}

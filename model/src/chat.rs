@@ -20,6 +20,21 @@ const FUEL_PER_BYTE: u64 = 8;
 
 /// Renders `messages` (role, content) through `template`, without a generation prompt.
 pub fn render(template: &str, messages: &[(String, String)], bos: &str, eos: &str) -> Result<String, ModelError> {
+    rendered(template, messages, bos, eos, false)
+}
+
+/// Renders `messages` up to where the model's answer begins.
+pub fn prompt(template: &str, messages: &[(String, String)], bos: &str, eos: &str) -> Result<String, ModelError> {
+    rendered(template, messages, bos, eos, true)
+}
+
+fn rendered(
+    template: &str,
+    messages: &[(String, String)],
+    bos: &str,
+    eos: &str,
+    answer: bool,
+) -> Result<String, ModelError> {
     let bytes: usize = messages.iter().map(|(role, content)| role.len() + content.len()).sum();
     let mut environment = environment().map_err(|error| sentence(&error))?;
     environment.set_fuel(Some(BASE_FUEL + FUEL_PER_BYTE * bytes as u64));
@@ -28,7 +43,7 @@ pub fn render(template: &str, messages: &[(String, String)], bos: &str, eos: &st
     let messages: Vec<Value> =
         messages.iter().map(|(role, content)| context! { role => role, content => content }).collect();
     let values = context! {
-        messages => messages, bos_token => bos, eos_token => eos, add_generation_prompt => false,
+        messages => messages, bos_token => bos, eos_token => eos, add_generation_prompt => answer,
         tools => Value::from(()), documents => Value::from(()),
     };
     environment.get_template("template").and_then(|template| template.render(values)).map_err(|error| sentence(&error))
@@ -301,6 +316,15 @@ mod tests {
             [{{ message.content.strip() }}]\n    {%- else %}\n{{ message['role'] }}: {{ message.content + eos_token }}\n\
             {% endif %}\n{% endfor %}\n{% if add_generation_prompt %}answer{% endif %}\n";
         assert_eq!(rendered(template), "<s>\n[Be brief.]user: Hi <there> & \"you\"</s>\nassistant: Hello</s>\n");
+    }
+
+    #[test]
+    fn a_prompt_ends_where_the_answer_begins() {
+        let template =
+            "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}A:{% endif %}";
+        let messages = [("user".to_owned(), "Q".to_owned())];
+        assert_eq!(prompt(template, &messages, "", "").unwrap(), "[Q]A:");
+        assert_eq!(render(template, &messages, "", "").unwrap(), "[Q]");
     }
 
     #[test]

@@ -1,13 +1,18 @@
-//! Greedy generation: the likeliest token after another, many sequences at once.
+//! Generation: the likeliest token after another, or drawn ones, many sequences at once.
 //!
 //! The whole model is held in float32. Each thread of the current pool works on its own sequences, up to `batch` (at most 16) at a
 //! time, one token of each in a step; a sequence that ends makes room for the next. Products of a step's few rows treat
-//! each row by itself, so the tokens of a sequence depend on its prompt alone. Of equal logits the smallest id wins.
+//! each row by itself, so the tokens of a sequence depend on its prompt (and seed) alone. Of equal logits the smallest id wins.
+//!
+//! Drawn tokens follow `p(v) ∝ exp(logit(v) / temperature)`, cut to the smallest set of likeliest tokens whose
+//! probability reaches `top_p`. Each sequence has a generator of its own, so that neighbours draw nothing from it.
 
 use crate::{
     Block, Checkpoint, ModelError,
     decoder::{Branching, Head, KeyValues},
 };
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use std::{
     mem,
@@ -17,13 +22,26 @@ use std::{
     },
 };
 
+/// How tokens are drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// What logits are divided by; above 0.
+    pub temperature: f64,
+    /// Probability that the likeliest tokens must have together; 1 keeps all.
+    pub top_p: f64,
+    /// The sequence's own.
+    pub seed: u64,
+}
+
 /// A prompt to go on from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// The tokens given; at least one.
     pub prompt: Vec<u32>,
     /// The most tokens to add.
     pub longest: usize,
+    /// How tokens are drawn; the likeliest are taken without.
+    pub sampling: Option<Sampling>,
 }
 
 /// Why a sequence ended.
@@ -61,6 +79,7 @@ pub struct Generator<'a> {
 struct Sequence {
     request: usize,
     tokens: Vec<u32>,
+    chooser: Chooser,
     /// For each block.
     caches: Vec<KeyValues>,
 }
@@ -129,7 +148,7 @@ impl<'a> Generator<'a> {
     }
 
     /// The prompt in one pass, and the first token.
-    fn begin(&self, request: usize, Request { prompt, .. }: &Request) -> Result<Sequence, ModelError> {
+    fn begin(&self, request: usize, Request { prompt, sampling, .. }: &Request) -> Result<Sequence, ModelError> {
         let (branching, mut caches) = (Branching::plain(prompt.len()), Vec::with_capacity(self.blocks.len()));
         let mut hidden = self.checkpoint.embed(prompt)?;
         for block in &self.blocks {
@@ -138,8 +157,9 @@ impl<'a> Generator<'a> {
             caches.push(keys);
         }
         let last = hidden.len() - self.checkpoint.config.hidden_size;
-        let token = self.likeliest(&self.head.logits(&hidden[last..]))?;
-        Ok(Sequence { request, tokens: vec![token], caches })
+        let mut chooser = Chooser::new(*sampling);
+        let token = self.choose(&mut chooser, &self.head.logits(&hidden[last..]))?;
+        Ok(Sequence { request, tokens: vec![token], chooser, caches })
     }
 
     /// One more token for each of `active`.
@@ -153,7 +173,7 @@ impl<'a> Generator<'a> {
         }
         let logits = self.head.logits(&hidden);
         for (sequence, logits) in active.iter_mut().zip(logits.chunks_exact(self.checkpoint.config.vocabulary)) {
-            sequence.tokens.push(self.likeliest(logits)?);
+            sequence.tokens.push(self.choose(&mut sequence.chooser, logits)?);
         }
         Ok(())
     }
@@ -176,15 +196,112 @@ impl<'a> Generator<'a> {
             .or_else(|| full.then_some(Ending::Longest))
     }
 
-    /// The id of the largest logit, the smallest of equals.
-    fn likeliest(&self, logits: &[f32]) -> Result<u32, ModelError> {
-        let best = (0..logits.len()).reduce(|best, token| if logits[token] > logits[best] { token } else { best });
-        match best.filter(|best| logits[*best].is_finite()) {
-            Some(best) => Ok(best as u32),
-            None => Err(ModelError::Reference {
-                reference: self.checkpoint.reference.clone(),
-                what: "its logits are not finite numbers: the checkpoint is damaged".to_owned(),
-            }),
+    fn choose(&self, chooser: &mut Chooser, logits: &[f32]) -> Result<u32, ModelError> {
+        let best = likeliest(logits).filter(|best| logits[*best].is_finite());
+        let best = best.ok_or_else(|| ModelError::Reference {
+            reference: self.checkpoint.reference.clone(),
+            what: "its logits are not finite numbers: the checkpoint is damaged".to_owned(),
+        })?;
+        Ok(chooser.choose(logits, best) as u32)
+    }
+}
+
+/// The id of the largest logit, the smallest of equals.
+fn likeliest(logits: &[f32]) -> Option<usize> {
+    (0..logits.len()).reduce(|best, token| if logits[token] > logits[best] { token } else { best })
+}
+
+/// What takes a token by its logit, with what it draws from.
+struct Chooser(Option<(Sampling, ChaCha8Rng)>);
+
+impl Chooser {
+    fn new(sampling: Option<Sampling>) -> Self {
+        Self(sampling.map(|sampling| (sampling, ChaCha8Rng::seed_from_u64(sampling.seed))))
+    }
+
+    /// A token, given the likeliest one.
+    fn choose(&mut self, logits: &[f32], best: usize) -> usize {
+        let Some((sampling, random)) = &mut self.0 else { return best };
+        let weight = |token: usize| (f64::from(logits[token] - logits[best]) / sampling.temperature).exp();
+        let weights: Vec<f64> = (0..logits.len()).map(weight).collect();
+        let kept = nucleus(&weights, sampling.top_p);
+        let mut left = random.random::<f64>() * kept.iter().map(|token| weights[*token]).sum::<f64>();
+        for token in &kept {
+            left -= weights[*token];
+            if left < 0.0 {
+                return *token;
+            }
         }
+        // The sum above rounds otherwise than the subtractions: what is left over is the last one's.
+        kept.last().copied().unwrap_or(best)
+    }
+}
+
+/// The fewest tokens of largest `weights` that have the share `top_p` of them, in the order of their ids where all are kept.
+fn nucleus(weights: &[f64], top_p: f64) -> Vec<usize> {
+    let mut tokens: Vec<usize> = (0..weights.len()).filter(|token| weights[*token] > 0.0).collect();
+    if top_p >= 1.0 {
+        return tokens;
+    }
+    let wanted = top_p * tokens.iter().map(|token| weights[*token]).sum::<f64>();
+    // A stable sort: of equals the smallest id comes first.
+    tokens.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]));
+    let mut reached = 0.0;
+    let count = tokens.iter().take_while(|token| {
+        let short = reached < wanted;
+        reached += weights[**token];
+        short
+    });
+    let count = count.count().max(1);
+    tokens.truncate(count);
+    tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nucleus_is_the_fewest_tokens_that_reach_the_share() {
+        let weights = [0.1, 0.4, 0.0, 0.3, 0.2];
+        assert_eq!(nucleus(&weights, 1.0), [0, 1, 3, 4]);
+        assert_eq!(nucleus(&weights, 0.39), [1]);
+        assert_eq!(nucleus(&weights, 0.65), [1, 3]);
+        assert_eq!(nucleus(&weights, 0.0), [1]);
+        assert_eq!(nucleus(&[1.0, 1.0], 0.4), [0]);
+    }
+
+    #[test]
+    fn tokens_are_drawn_as_often_as_their_probability_says() {
+        let logits = [0.0_f32, 1.0, f32::NEG_INFINITY, 2.0];
+        for temperature in [0.5, 1.0, 3.0] {
+            let mut chooser = Chooser::new(Some(Sampling { temperature, top_p: 1.0, seed: 7 }));
+            let mut counts = [0.0; 4];
+            let draws = 20_000;
+            for _ in 0..draws {
+                counts[chooser.choose(&logits, 3)] += 1.0;
+            }
+            let weights = logits.map(|logit| (f64::from(logit) / temperature).exp());
+            let total: f64 = weights.iter().sum();
+            for (count, weight) in counts.iter().zip(weights) {
+                let p = weight / total;
+                // Five standard deviations of a binomial count.
+                let bound = 5.0 * (f64::from(draws) * p * (1.0 - p)).sqrt();
+                assert!((count - f64::from(draws) * p).abs() <= bound, "{temperature}: {counts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cold_draw_is_the_likeliest_token_and_a_seed_decides_the_rest() {
+        let logits = [0.5_f32, 0.1, 0.4];
+        let draws = |temperature, seed| {
+            let mut chooser = Chooser::new(Some(Sampling { temperature, top_p: 0.95, seed }));
+            (0..50).map(|_| chooser.choose(&logits, 0)).collect::<Vec<_>>()
+        };
+        assert_eq!(draws(1e-4, 1), [0; 50]);
+        assert_eq!(draws(1.0, 1), draws(1.0, 1));
+        assert_ne!(draws(1.0, 1), draws(1.0, 2));
+        assert_eq!(Chooser::new(None).choose(&logits, 0), 0);
     }
 }

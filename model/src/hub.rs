@@ -130,6 +130,20 @@ pub fn dataset_file(id: &HubId, path: &str) -> Result<PathBuf, ModelError> {
     Hub::new(HubSettings::from_environment()?).dataset_file(id, path)
 }
 
+/// The files of a data set, at the commit that they are taken from.
+pub fn dataset_files(id: &HubId) -> Result<DatasetFiles, ModelError> {
+    Hub::new(HubSettings::from_environment()?).dataset_files(id)
+}
+
+/// What a data set's repository holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatasetFiles {
+    /// The repository, its revision pinned to a commit.
+    pub id: HubId,
+    /// Paths in it, sorted.
+    pub paths: Vec<String>,
+}
+
 /// A hub and the cache in front of it.
 pub struct Hub {
     settings: HubSettings,
@@ -162,6 +176,16 @@ impl Hub {
             return Err(repository.not_cached(&missing));
         }
         repository.download_model()
+    }
+
+    /// Lists the files of a data set: as the hub has them, or in offline mode those in the cache.
+    pub fn dataset_files(&self, id: &HubId) -> Result<DatasetFiles, ModelError> {
+        let repository = Repository { hub: self, id, kind: RepoType::Dataset };
+        let (commit, paths) =
+            if self.settings.offline { repository.cached_list()? } else { repository.remote_list()? };
+        let mut paths: Vec<String> = paths.into_iter().filter(|path| is_repository_path(path)).collect();
+        paths.sort();
+        Ok(DatasetFiles { id: HubId { name: id.name.clone(), revision: commit }, paths })
     }
 
     /// Brings the file at `path` in a data set into the cache.
@@ -239,6 +263,35 @@ impl Repository<'_> {
         }
         let api = builder.build().map_err(|error| self.failed("", &error))?;
         Ok(api.repo(self.at(revision)))
+    }
+
+    /// The commit that the hub has for the revision, remembered for offline mode, and its files.
+    fn remote_list(&self) -> Result<(String, Vec<String>), ModelError> {
+        let info = self.remote(&self.id.revision)?.info().map_err(|error| self.failed("", &error))?;
+        if !is_name(&info.sha) {
+            return Err(self.error(format!("the hub names the commit `{}`, which can't be one", info.sha)));
+        }
+        let reference = self.cached(&self.id.revision);
+        reference.create_ref(&info.sha).map_err(ModelError::io(&self.hub.settings.cache))?;
+        Ok((info.sha, info.siblings.into_iter().map(|file| file.rfilename).collect()))
+    }
+
+    /// The commit that the cache has for the revision, and what is there of it.
+    fn cached_list(&self) -> Result<(String, Vec<String>), ModelError> {
+        let folder = self.snapshot().ok_or_else(|| self.not_cached("any file of it"))?;
+        let commit = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let (mut paths, mut folders) = (Vec::new(), vec![folder.clone()]);
+        while let Some(next) = folders.pop() {
+            for entry in fs::read_dir(&next).map_err(ModelError::io(&next))? {
+                let path = entry.map_err(ModelError::io(&next))?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if let Some(name) = path.strip_prefix(&folder).ok().and_then(Path::to_str) {
+                    paths.push(name.replace(std::path::MAIN_SEPARATOR, "/"));
+                }
+            }
+        }
+        Ok((commit, paths))
     }
 
     fn download_model(&self) -> Result<PathBuf, ModelError> {

@@ -8,7 +8,7 @@
 //! | `.parquet` | one a row, from a column |
 //! | anything else | the whole file, which must be UTF-8 |
 //!
-//! Each but Parquet may be compressed (`.gz` or `.bz2` behind the ending). A field is text, or a list of chat messages with the
+//! Each but Parquet may be compressed (`.gz`, `.bz2` or `.zst` behind the ending). A field is text, or a list of chat messages with the
 //! keys `role` and `content`, or `from` and `value` (where `human` stands for `user` and `gpt` for `assistant`). A field
 //! that is null is skipped; one that is missing is an error.
 
@@ -132,17 +132,19 @@ enum Compression {
     None,
     Gzip,
     Bzip2,
+    Zstd,
 }
 
 fn compression(path: &Path) -> Compression {
     match path.extension() {
         Some(extension) if extension.eq_ignore_ascii_case("gz") => Compression::Gzip,
         Some(extension) if extension.eq_ignore_ascii_case("bz2") => Compression::Bzip2,
+        Some(extension) if extension.eq_ignore_ascii_case("zst") => Compression::Zstd,
         _ => Compression::None,
     }
 }
 
-/// The ending that tells the format, in lower case, without `.gz` or `.bz2`.
+/// The ending that tells the format, in lower case, without that of a compression.
 fn ending(path: &Path) -> String {
     let compressed = compression(path) != Compression::None;
     let path = if compressed { path.with_extension("") } else { path.to_path_buf() };
@@ -156,6 +158,9 @@ fn content(path: &Path) -> Result<String, ModelError> {
     match compression(path) {
         Compression::Gzip => MultiGzDecoder::new(file).take(LARGEST_FILE + 1).read_to_end(&mut bytes),
         Compression::Bzip2 => MultiBzDecoder::new(file).take(LARGEST_FILE + 1).read_to_end(&mut bytes),
+        Compression::Zstd => {
+            zstd::Decoder::new(file).and_then(|decoder| decoder.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
+        }
         Compression::None => file.take(LARGEST_FILE + 1).read_to_end(&mut bytes),
     }
     .map_err(ModelError::io(path))?;

@@ -154,3 +154,21 @@ fn leftovers_that_cannot_be_continued_are_thrown_away() {
         std::fs::remove_dir_all(cache.path().join("datasets--org--set")).unwrap();
     }
 }
+
+#[test]
+fn a_data_set_s_files_are_listed_and_pinned_and_remembered_for_offline_mode() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(&[("main/test.jsonl", b"{}"), ("README.md", b"x")]);
+    let hub = Hub::new(server.settings(cache.path()));
+    let listed = hub.dataset_files(&id("org/texts")).unwrap();
+    assert_eq!(
+        (listed.id.revision.as_str(), listed.paths),
+        (COMMIT, vec!["README.md".into(), "main/test.jsonl".into()])
+    );
+    hub.dataset_file(&listed.id, "main/test.jsonl").unwrap();
+    let offline = Hub::new(HubSettings { offline: true, ..server.settings(cache.path()) });
+    let cached = offline.dataset_files(&id("org/texts")).unwrap();
+    assert_eq!((cached.id.revision.as_str(), cached.paths), (COMMIT, vec!["main/test.jsonl".to_owned()]));
+    assert!(offline.dataset_files(&id("org/other")).unwrap_err().to_string().contains("HF_HUB_OFFLINE"));
+    assert!(hub.dataset_files(&id("org/none")).unwrap_err().to_string().contains("404"));
+}

@@ -67,6 +67,10 @@ fn lines_make_records_compressed_or_not() {
     assert_eq!(values(read("a.txt", text.as_bytes(), &[], &["q", "label"])), expected);
     assert_eq!(values(read("a.txt.bz2", &compressed, &[], &["q", "label"])), expected);
     assert!(read("a.txt.bz2", &compressed[..20], &[], &["q", "label"]).is_err());
+    let compressed = zstd::encode_all(text.as_bytes(), 1).unwrap();
+    assert_eq!(values(read("a.txt.zst", &compressed, &[], &["q", "label"])), expected);
+    assert!(read("a.txt.zst", &compressed[..8], &[], &["q", "label"]).is_err());
+    assert!(read("a.jsonl.zst", b"not zstd", &[], &[]).is_err());
     assert!(read("a.txt", b"a\nb\nc\n", &[], &["q", "label"]).unwrap_err().contains("3 lines"));
     assert!(read("a.txt", b"a\n", &[], &[]).unwrap_err().contains("`txt`"));
 }

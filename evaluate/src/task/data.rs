@@ -4,12 +4,18 @@
 //! name and gives the file's records that subject; otherwise a record's own field `subject`, if it has one, is its subject.
 //! Where a data folder is called as the pattern's first part, the pattern is looked for beside it too, so that
 //! `--data data/mmlu` finds `mmlu/…`.
+//!
+//! A data folder may be a data set's repository on the hub, `hub:org/name[@revision]`. It is looked through like a folder
+//! called `name`; the files that match are downloaded into the hub's cache, or taken from there.
 
 use super::Task;
 use crate::EvaluateError;
-use model::text::{
-    self,
-    records::{Layout, Record},
+use model::{
+    hub::{DatasetFiles, HubId},
+    text::{
+        self,
+        records::{Layout, Record},
+    },
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -64,12 +70,17 @@ impl TaskData {
     /// Reads the items of `task` from `folders`, and where `shots` the solved examples.
     pub fn read(task: &Task, folders: &[PathBuf], shots: bool) -> Result<Self, EvaluateError> {
         let mut data = Self::default();
-        data.rows = data.read_patterns(task, folders, &task.data.test, "items")?;
+        // A task's own file may have its data beside it.
+        let folders: Vec<PathBuf> = folders.iter().chain(&task.folder).cloned().collect();
+        let places = folders.iter().map(|folder| Place::new(task, folder)).collect::<Result<Vec<_>, _>>()?;
+        data.rows = data.read_patterns(task, &places, &task.data.test, "items")?;
         if let Some(labels) = &task.data.labels {
-            data.add_labels(task, folders, labels)?;
+            data.add_labels(task, &places, labels)?;
         }
-        if shots {
-            for row in data.read_patterns(task, folders, &task.data.shots, "solved examples")? {
+        if shots && !task.data.examples.is_empty() {
+            data.shots.insert(None, examples(task)?);
+        } else if shots {
+            for row in data.read_patterns(task, &places, &task.data.shots, "solved examples")? {
                 data.shots.entry(row.subject.clone()).or_default().push(row);
             }
         }
@@ -82,14 +93,20 @@ impl TaskData {
     fn read_patterns(
         &mut self,
         task: &Task,
-        folders: &[PathBuf],
+        places: &[Place],
         patterns: &[String],
         what: &str,
     ) -> Result<Vec<Row>, EvaluateError> {
-        let found = patterns.iter().map(|pattern| find(pattern, folders)).find(|found| !found.is_empty());
-        let found = found.ok_or_else(|| {
+        let mut found = Vec::new();
+        for pattern in patterns {
+            found = locate(pattern, places)?;
+            if !found.is_empty() {
+                break;
+            }
+        }
+        let found = Some(found).filter(|found| !found.is_empty()).ok_or_else(|| {
             let patterns: Vec<String> = patterns.iter().map(|pattern| format!("`{pattern}`")).collect();
-            let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+            let folders: Vec<String> = places.iter().map(Place::name).collect();
             if patterns.is_empty() {
                 return wrong(task, format!("its file names none for {what} (`data.shots`)"));
             }
@@ -110,12 +127,12 @@ impl TaskData {
         Ok(rows)
     }
 
-    fn add_labels(&mut self, task: &Task, folders: &[PathBuf], pattern: &str) -> Result<(), EvaluateError> {
+    fn add_labels(&mut self, task: &Task, places: &[Place], pattern: &str) -> Result<(), EvaluateError> {
         // Where the records bring their labels, as the hub's files do, the published extra file is not needed.
         if self.rows.iter().all(|row| row.record.contains_key("label")) {
             return Ok(());
         }
-        let mut found = find(pattern, folders);
+        let mut found = locate(pattern, places)?;
         let Some(Found { path, .. }) = found.pop().filter(|_| found.is_empty()) else {
             return Err(wrong(task, format!("its labels `{pattern}` are not there: name their folder with `--data`")));
         };
@@ -133,8 +150,101 @@ impl TaskData {
     }
 }
 
+/// The solved examples in a task's own file.
+fn examples(task: &Task) -> Result<Vec<Row>, EvaluateError> {
+    let record = |(place, example)| match serde_json::to_value(example) {
+        Ok(Value::Object(record)) => Ok(Row { subject: None, place, record }),
+        _ => Err(wrong(task, format!("`data.examples` number {place} is no record"))),
+    };
+    task.data.examples.iter().enumerate().map(record).collect()
+}
+
 fn wrong(task: &Task, what: String) -> EvaluateError {
     EvaluateError::Task { task: task.name.clone(), what }
+}
+
+/// Where a data folder is a repository on the hub: its id.
+pub fn hub_id(folder: &Path) -> Option<HubId> {
+    HubId::parse(folder.to_str()?.strip_prefix("hub:")?)
+}
+
+/// Where data is looked for.
+enum Place {
+    Folder(PathBuf),
+    Hub(DatasetFiles),
+}
+
+impl Place {
+    fn new(task: &Task, folder: &Path) -> Result<Self, EvaluateError> {
+        match (hub_id(folder), folder.to_string_lossy().starts_with("hub:")) {
+            (Some(id), _) => Ok(Self::Hub(model::hub::dataset_files(&id)?)),
+            (None, true) => {
+                let what = format!("`{}` is no data set's repository: `hub:org/name[@revision]` is", folder.display());
+                Err(wrong(task, what))
+            }
+            (None, false) => Ok(Self::Folder(folder.to_path_buf())),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Folder(folder) => folder.display().to_string(),
+            Self::Hub(files) => format!("hub:{}@{}", files.id.name, files.id.revision),
+        }
+    }
+}
+
+/// The files that `pattern` names in the first place that has any, sorted; those of the hub are brought along.
+fn locate(pattern: &str, places: &[Place]) -> Result<Vec<Found>, EvaluateError> {
+    for place in places {
+        let found = match place {
+            Place::Folder(folder) => find(pattern, std::slice::from_ref(folder)),
+            Place::Hub(files) => {
+                let listed = listed(pattern, files).into_iter();
+                let bring = |(path, subject): (&String, _)| {
+                    model::hub::dataset_file(&files.id, path).map(|path| Found { path, subject })
+                };
+                listed.map(bring).collect::<Result<_, _>>()?
+            }
+        };
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// The paths in a repository that fit `pattern`, or what is left of it behind the repository's own name.
+fn listed<'a>(pattern: &str, files: &'a DatasetFiles) -> Vec<(&'a String, Option<String>)> {
+    let own = files.id.name.rsplit('/').next().unwrap_or_default();
+    let inside = pattern.split_once('/').filter(|(first, _)| *first == own).map(|(_, rest)| rest);
+    for pattern in [inside, Some(pattern)].into_iter().flatten() {
+        let fit = |path: &'a String| match path_matches(pattern, path) {
+            Match::No => None,
+            Match::Plain => Some((path, None)),
+            Match::Subject(subject) => Some((path, Some(subject))),
+        };
+        let found: Vec<_> = files.paths.iter().filter_map(fit).collect();
+        if !found.is_empty() {
+            return found;
+        }
+    }
+    Vec::new()
+}
+
+fn path_matches(pattern: &str, path: &str) -> Match {
+    if pattern.split('/').count() != path.split('/').count() {
+        return Match::No;
+    }
+    let mut whole = Match::Plain;
+    for (part, name) in pattern.split('/').zip(path.split('/')) {
+        match matches(part, name) {
+            Match::No => return Match::No,
+            Match::Plain => {}
+            subject @ Match::Subject(_) => whole = subject,
+        }
+    }
+    whole
 }
 
 /// A file with the subject that its name gives.
@@ -229,6 +339,24 @@ mod tests {
         assert_eq!(matches("test.csv", "Test.csv"), Match::No);
         assert_eq!(matches("*a*b", "xxaxxb"), Match::Plain);
         assert_eq!(matches("*a*b", "xxaxx"), Match::No);
+    }
+
+    #[test]
+    fn a_repository_s_files_match_with_and_without_its_own_name() {
+        let paths = ["all/test-0.parquet", "README.md", "law/test-0.parquet", "mmlu/x.csv", "virology/test-0.parquet"];
+        let id = HubId::parse("org/mmlu").unwrap();
+        let files = DatasetFiles { id, paths: paths.map(str::to_owned).to_vec() };
+        let found = |pattern: &str| {
+            let found = listed(pattern, &files).into_iter();
+            found.map(|(path, subject)| (path.as_str(), subject)).collect::<Vec<_>>()
+        };
+        assert_eq!(found("mmlu/all/test-*.parquet"), [("all/test-0.parquet", None)]);
+        let subjects = found("mmlu/{subject}/test-*.parquet");
+        assert_eq!(subjects.len(), 3);
+        assert_eq!(subjects[1], ("law/test-0.parquet", Some("law".to_owned())));
+        assert_eq!(found("mmlu/x.csv"), [("mmlu/x.csv", None)]);
+        assert_eq!(found("mmlu/{subject}_test.csv"), []);
+        assert_eq!(found("other/all/test-*.parquet"), []);
     }
 
     #[test]

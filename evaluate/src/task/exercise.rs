@@ -9,7 +9,8 @@ use super::{
     data::{Row, TaskData},
     prompt::Templates,
 };
-use crate::{EvaluateError, python_random::PythonRandom, sandbox::Trial, source::sha256};
+use crate::{EvaluateError, instructions::Instruction, python_random::PythonRandom, sandbox::Trial, source::sha256};
+use serde_json::{Map, Value};
 
 /// The seed that lm-evaluation-harness draws solved examples with.
 const SEED: u32 = 1234;
@@ -27,12 +28,18 @@ pub struct Exercise {
     pub answer: String,
     /// Where the model writes a program: its tests, and what stands before it.
     pub trial: Option<Trial>,
+    /// What the text has to follow.
+    pub instructions: Vec<Instruction>,
 }
 
 impl Exercise {
     /// SHA-256 of the prompt and of all that judges the answer.
     pub fn sha256(&self) -> String {
-        sha256(format!("{:?}", (&self.prompt, &self.answer, &self.trial)))
+        let judged = (&self.prompt, &self.answer, &self.trial);
+        if self.instructions.is_empty() {
+            return sha256(format!("{judged:?}"));
+        }
+        sha256(format!("{judged:?}{:?}", self.instructions))
     }
 }
 
@@ -85,6 +92,31 @@ impl Templates<'_> {
             })
         });
         let answer = render("answer", row)?;
-        Ok(Exercise { id, subject: row.subject.clone(), prompt, answer, trial: trial.transpose()? })
+        let instructions = self.instructions(row)?;
+        Ok(Exercise { id, subject: row.subject.clone(), prompt, answer, trial: trial.transpose()?, instructions })
+    }
+
+    /// The instructions of `row`, each found to be one that can be checked.
+    fn instructions(&self, row: &Row) -> Result<Vec<Instruction>, EvaluateError> {
+        let Some(given) = self.task.generate.as_ref().and_then(|generate| generate.instructions.as_ref()) else {
+            return Ok(Vec::new());
+        };
+        let wrong = |what: String| {
+            let what = format!("item {}: {what}", row.id());
+            EvaluateError::Task { task: self.task.name.clone(), what }
+        };
+        let field = |name: &str| row.record.get(name).cloned().ok_or_else(|| wrong(format!("there is no `{name}`")));
+        let ids: Vec<String> = serde_json::from_value(field(&given.ids)?)
+            .map_err(|error| wrong(format!("`{}` is no list of texts: {error}", given.ids)))?;
+        let arguments: Vec<Map<String, Value>> = serde_json::from_value(field(&given.arguments)?)
+            .map_err(|error| wrong(format!("`{}` is no list of maps: {error}", given.arguments)))?;
+        if ids.len() != arguments.len() || ids.is_empty() {
+            return Err(wrong(format!("{} instructions and what {} ask for", ids.len(), arguments.len())));
+        }
+        let both = ids.into_iter().zip(arguments).map(|(id, arguments)| {
+            let instruction = Instruction { id, arguments };
+            instruction.check().map(|_| instruction).map_err(wrong)
+        });
+        both.collect()
     }
 }

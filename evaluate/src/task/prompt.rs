@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Templates and expressions are minijinja's with the methods of Python's strings. A name that a record doesn't have is an
-//! error. Beside the filters of Jinja there are functions: `position(list, value)`, the index of a value in a list;
+//! error. Beside the filters of Jinja there are functions: `position(list, value)`, the index of a value in a list, which is
+//! also `list.index(value)`; `index_of_right(list, right)`, the same where the right one isn't a number already;
 //! `definitions(code)`, the names of the functions that Python code defines at its outermost level; and
 //! `clean_wikihow(text)`, what HellaSwag's texts go through: outer white space dropped, ` [title]` made `. `, other square
 //! brackets dropped with what they hold, double spaces made single ones.
@@ -16,7 +17,11 @@ use super::{
     data::{Row, TaskData},
 };
 use crate::{EvaluateError, source::sha256};
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig};
+use minijinja::{
+    Environment, Error, ErrorKind, UndefinedBehavior, Value,
+    syntax::SyntaxConfig,
+    value::{ValueKind, from_args},
+};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -283,9 +288,16 @@ fn environment<'a>() -> Environment<'a> {
     }
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(model::chat::method);
+    environment.set_unknown_method_callback(|state, value, name, arguments| match (value.kind(), name) {
+        (ValueKind::Seq, "index") => {
+            let (wanted,): (Value,) = from_args(arguments)?;
+            position(value.clone(), wanted).map(Value::from)
+        }
+        _ => model::chat::method(state, value, name, arguments),
+    });
     environment.set_fuel(Some(FUEL));
     environment.add_function("position", position);
+    environment.add_function("index_of_right", index_of_right);
     environment.add_function("definitions", definitions);
     environment.add_function("clean_wikihow", |text: &str| clean_wikihow(text));
     environment
@@ -295,6 +307,12 @@ fn environment<'a>() -> Environment<'a> {
 fn position(list: Value, wanted: Value) -> Result<usize, Error> {
     let found = list.try_iter()?.position(|value| value == wanted);
     found.ok_or_else(|| Error::new(ErrorKind::InvalidOperation, format!("`{wanted}` is not in {list}")))
+}
+
+/// Which of `list` is right: a number is its index, also as text, another text the choice itself.
+fn index_of_right(list: Value, right: Value) -> Result<usize, Error> {
+    let index = right.as_usize().or_else(|| right.as_str()?.trim().parse().ok());
+    index.map_or_else(|| position(list, right), Ok)
 }
 
 fn definitions(code: &str) -> Vec<String> {

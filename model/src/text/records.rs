@@ -8,7 +8,7 @@
 //! | `.parquet` | one a row |
 //! | `.txt`, `.lst` | so many lines a record, under given names |
 //!
-//! Each but Parquet may be compressed (`.gz` or `.bz2` behind the ending).
+//! Each but Parquet may be compressed (`.gz`, `.bz2` or `.zst` behind the ending).
 
 use super::{content, ending, parquet};
 use crate::ModelError;
