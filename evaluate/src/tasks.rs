@@ -15,18 +15,16 @@ use evaluate::{
     sandbox::{Limits, Sandbox},
     task::{
         Generate, Metric, Task,
-        data::{self, DataFile, TaskData},
+        data::{self, DataFile, TaskData, draw},
         exercise::{self, Exercise},
         prompt::{Answer, Item, Templates},
     },
     task_report::{self, Circumstances, Summary, TaskReport},
 };
 use model::Checkpoint;
-use rand::SeedableRng as _;
-use rand_chacha::ChaCha8Rng;
 use std::{
     fmt::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Instant,
 };
 
@@ -125,14 +123,6 @@ fn questions(
         ),
     };
     Ok(Questions::Exercises(Box::new(generate.clone()), exercises, sandbox))
-}
-
-/// Which of `count` items are taken: all, or `limit` drawn without replacement, in their order.
-fn draw(count: usize, limit: Option<usize>, seed: u64) -> Vec<usize> {
-    let Some(limit) = limit else { return (0..count).collect() };
-    let mut chosen = rand::seq::index::sample(&mut ChaCha8Rng::seed_from_u64(seed), count, limit).into_vec();
-    chosen.sort_unstable();
-    chosen
 }
 
 impl Side {
@@ -468,11 +458,6 @@ fn show_flips(text: &mut String, compared: &[paired::Paired]) -> anyhow::Result<
         writeln!(text, "{table}")?;
     }
     Ok(())
-}
-
-/// Where data is looked for unless told otherwise: `CALIPER_DATA`, else `data` in the present folder.
-pub(crate) fn default_data() -> PathBuf {
-    std::env::var_os("CALIPER_DATA").map_or_else(|| Path::new("data").to_path_buf(), PathBuf::from)
 }
 
 #[cfg(test)]

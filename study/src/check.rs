@@ -52,7 +52,7 @@ pub fn estimate(opened: &Opened, done: &Contents, threads: usize, folder: &Path)
     let mut cost = Cost::default();
     let mut speeds = BTreeMap::new();
     for (name, model) in &opened.models {
-        if let Some(text) = opened.texts.iter().find(|text| text.model == *name) {
+        if let Some(text) = opened.texts.iter().find(|text| text.model == *name && text.text().is_some()) {
             speeds.insert(name.as_str(), tokens_per_second(text, &model.checkpoint, threads)?);
         }
     }
@@ -63,7 +63,8 @@ pub fn estimate(opened: &Opened, done: &Contents, threads: usize, folder: &Path)
         if open.is_empty() {
             continue;
         }
-        let tokens: usize = open.iter().map(|cell| opened.texts[cell.text].prepared.tokens_fed()).sum();
+        let tokens: usize = open.iter().map(|cell| opened.texts[cell.text].tokens_fed()).sum();
+        // With tasks alone there is no text to measure the speed on.
         cost.seconds += tokens as f64 / speeds.get(unit.model.as_str()).copied().unwrap_or(f64::INFINITY);
         quantization(opened, unit, threads, folder, &mut cost)?;
     }
@@ -90,12 +91,13 @@ fn quantization(
 
 /// Scoring a short window on one thread, times the threads.
 fn tokens_per_second(text: &PreparedText, checkpoint: &model::Checkpoint, threads: usize) -> Result<f64, StudyError> {
-    let first = &text.prepared.windows[0];
+    let windows = text.text().map_or(&[][..], |prepared| &prepared.windows);
+    let Some(first) = windows.first() else { return Ok(f64::INFINITY) };
     let length = first.tokens.len().min(PROBE_TOKENS);
     let probe = Window { tokens: first.tokens[..length].to_vec(), scored: 1..length, ..first.clone() };
     let started = Instant::now();
     score(checkpoint, std::slice::from_ref(&probe), u64::MAX, &mut |_| {})?;
-    let parallel = threads.min(text.prepared.windows.len());
+    let parallel = threads.min(windows.len());
     Ok((length * parallel) as f64 / started.elapsed().as_secs_f64())
 }
 
@@ -130,7 +132,8 @@ pub fn beyond_budget(budget: &Budget, cost: &Cost) -> Vec<String> {
 pub fn overlaps(opened: &Opened) -> Result<Vec<Overlap>, StudyError> {
     let mut evaluations = Vec::new();
     for (name, evaluation) in &opened.file.evaluation {
-        let texts = documents(&text_from(&opened.folder, &evaluation.text), evaluation.field.as_deref())?;
+        let Some(text) = &evaluation.text else { continue };
+        let texts = documents(&text_from(&opened.folder, text), evaluation.field.as_deref())?;
         evaluations.push((name, Ngrams::of(texts.iter().map(String::as_str), WORDS)));
     }
     let mut pairs = Vec::new();

@@ -10,8 +10,9 @@ use serde_json::{Map, Value, json};
 
 /// Columns before and after those of the settings ([`AXES`]); see the README of this crate for what they hold.
 const BEFORE: [&str; 2] = ["cell", "configuration"];
-const AFTER: [&str; 20] = [
+const AFTER: [&str; 27] = [
     "evaluation",
+    "measure",
     "protocol",
     "own_domain",
     "perplexity",
@@ -21,6 +22,12 @@ const AFTER: [&str; 20] = [
     "ratio",
     "log_ratio",
     "bits_per_byte",
+    "kl_mean",
+    "kl_median",
+    "kl_99",
+    "same_top",
+    "score",
+    "baseline_score",
     "tokens_scored",
     "windows",
     "bits_per_weight",
@@ -47,7 +54,9 @@ fn row(plan: &Plan, contents: &Contents, cell: &PlannedCell, line: &Line) -> Map
     let of_model = |other: &&PlannedCell| {
         other.settings.is_none() && other.model == cell.model && other.evaluation == cell.evaluation
     };
-    let baseline = plan.cells.iter().find(of_model).and_then(|cell| contents.measured(&cell.cell)?.measured.as_ref());
+    let unquantized = plan.cells.iter().find(of_model).and_then(|cell| contents.measured(&cell.cell));
+    let baseline = unquantized.and_then(|line| line.measured.as_ref());
+    let (diverged, answers) = (line.divergence.as_ref(), line.answers.as_ref());
     let measured = line.measured.as_ref();
     let set = cell.settings.as_ref().and_then(|settings| settings.calibration.as_ref());
     let mut row: Map<String, Value> = columns().map(|column| (column.to_owned(), Value::Null)).collect();
@@ -62,6 +71,7 @@ fn row(plan: &Plan, contents: &Contents, cell: &PlannedCell, line: &Line) -> Map
         "configuration": cell.configuration,
         "model": cell.model,
         "evaluation": cell.evaluation,
+        "measure": line.measure,
         "protocol": line.text.protocol,
         "own_domain": own,
         "perplexity": measured.map(|measured| measured.perplexity),
@@ -71,15 +81,21 @@ fn row(plan: &Plan, contents: &Contents, cell: &PlannedCell, line: &Line) -> Map
         "ratio": log_ratio.map(f64::exp),
         "log_ratio": log_ratio,
         "bits_per_byte": measured.and_then(|measured| measured.bits_per_byte),
-        "tokens_scored": measured.map(|measured| measured.tokens_scored),
-        "windows": measured.map(|measured| measured.windows),
+        "kl_mean": diverged.map(|diverged| diverged.mean),
+        "kl_median": diverged.map(|diverged| diverged.median),
+        "kl_99": diverged.map(|diverged| diverged.quantile_99),
+        "same_top": diverged.map(|diverged| diverged.same_top),
+        "score": answers.map(|answers| answers.score),
+        "baseline_score": unquantized.and_then(|line| line.answers.as_ref()).map(|answers| answers.score),
+        "tokens_scored": measured.map(|measured| measured.tokens_scored).or(diverged.map(|diverged| diverged.tokens)),
+        "windows": measured.map(|measured| measured.windows).or(diverged.map(|diverged| diverged.windows)),
         "bits_per_weight": quantized.and_then(|quantized| quantized.bits_per_weight),
         "bits_per_weight_all": quantized.map(|quantized| quantized.bits_per_weight_all),
         "bytes": quantized.map(|quantized| quantized.bytes),
         "error": quantized.and_then(|quantized| quantized.error),
         "error_round_to_nearest": quantized.and_then(|quantized| quantized.error_round_to_nearest),
         "seconds_quantizing": quantized.map(|quantized| quantized.seconds),
-        "seconds_measuring": measured.map(|measured| measured.seconds),
+        "seconds_measuring": line.seconds_measuring(),
         "tool": line.tool,
     });
     if let Value::Object(values) = values {

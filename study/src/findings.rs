@@ -1,13 +1,14 @@
 //! What the results say: losses, effects of single settings, the matrix of domains, what no other setting beats.
 //!
 //! ```text
-//! loss            log-perplexity − that of the unquantized model, on the same windows
+//! loss            the measure − that of the unquantized model, on the same windows or items
 //! effect of L     mean over all pairs of configurations that differ in one setting only, L against a reference
 //! own-domain gain of text e:   mean over the sets c of other domains of loss(c, e)  −  loss(own set, e)
 //! front           configurations than which none of the same model is at most as large and at most as lossy
 //! ```
 
 use crate::{
+    measure::Measure,
     results::{Group, Results},
     settings::agree,
     statistics::{Effect, Estimate, Series, effect},
@@ -37,7 +38,7 @@ pub struct Contrast {
     pub level: String,
     /// What it is compared with.
     pub reference: String,
-    /// The difference in log-perplexity.
+    /// The difference of the measure.
     pub estimate: Estimate,
     /// Pairs of configurations behind it, on each evaluation.
     pub pairs: usize,
@@ -63,6 +64,8 @@ pub struct Entry {
 
 /// The matrix of calibration sets and evaluations, all other settings the same.
 pub struct Panel {
+    /// What was measured.
+    pub measure: Measure,
     /// The other settings, where they vary.
     pub title: String,
     /// Rows.
@@ -225,6 +228,7 @@ fn panel(results: &Results<'_>, groups: &[&Group<'_>]) -> Panel {
         entries.iter().flatten().flatten().filter_map(|entry| Some(entry.loss.seed_deviation?.powi(2))).collect();
     let pooled = variances.iter().sum::<f64>() / variances.len() as f64;
     Panel {
+        measure: results.measure,
         title,
         sets: groups.iter().map(|group| set_of(group)).collect(),
         evaluations: evaluations.iter().map(|name| (*name).to_owned()).collect(),

@@ -100,18 +100,20 @@ fn describe(opened: &Opened, cost: &Cost, overlaps: &[Overlap]) -> String {
             opened.crossed, opened.excluded
         ),
         format!(
-            "cells: {}, on {} texts, unquantized models among them; {} are done",
+            "cells: {}, of {} evaluations, unquantized models among them; {} are done",
             opened.cells(),
             file.evaluation.len(),
             cost.done
         ),
     ];
     for text in &opened.texts {
-        let (prepared, record) = (&text.prepared, &text.record);
-        let (windows, scored) = (prepared.windows.len(), prepared.tokens_scored());
+        let measure = text.measure.name();
         lines.push(format!(
-            "  {} for {}: {}, {windows} windows, {scored} tokens scored",
-            text.name, text.model, record.protocol
+            "  {} for {}: {measure}, {}, {}",
+            text.name,
+            text.model,
+            text.record.protocol,
+            text.extent()
         ));
     }
     if !overlaps.is_empty() {

@@ -3,6 +3,7 @@
 use crate::{
     StudyError,
     check::Overlap,
+    measure::Measure,
     opened::{Opened, TOOL},
     settings::{AXES, Settings},
     store::SCHEMA,
@@ -54,6 +55,9 @@ pub struct PlannedCell {
     pub settings: Option<Settings>,
     /// The evaluation's name.
     pub evaluation: String,
+    /// What is measured.
+    #[serde(default)]
+    pub measure: Measure,
 }
 
 impl Plan {
@@ -65,6 +69,7 @@ impl Plan {
             model: unit.model.clone(),
             settings: unit.settings.clone(),
             evaluation: opened.texts[cell.text].name.clone(),
+            measure: opened.texts[cell.text].measure,
         };
         let cells = opened.units.iter().flat_map(|unit| unit.cells.iter().map(move |of| cell(unit, of)));
         let file = &opened.file;
@@ -89,6 +94,12 @@ impl Plan {
         let path = folder.join("plan.json");
         let text = serde_json::to_vec_pretty(self).expect("a plan is plain data");
         write_atomically(&path, &text).map_err(StudyError::io(&path))
+    }
+
+    /// The measures of its cells, in the order of reports.
+    pub fn measures(&self) -> Vec<Measure> {
+        let measured = |measure: &Measure| self.cells.iter().any(|cell| cell.measure == *measure);
+        Measure::ALL.into_iter().filter(measured).collect()
     }
 
     /// Reads it from the results folder.

@@ -3,7 +3,7 @@
 //! All ink is one colour, [`INK`], which the page replaces by that of its text, so that a figure is readable on a light
 //! and on a dark page; the colours of series are mid-tones. Every figure's numbers are also in a table.
 
-use crate::{StudyError, findings::Panel, say::percent, statistics::Estimate};
+use crate::{StudyError, findings::Panel, measure::Measure, statistics::Estimate};
 use plotters::{
     coord::Shift,
     prelude::*,
@@ -40,7 +40,7 @@ pub struct Mark {
     pub label: String,
     /// Its place on the horizontal axis; lists have none.
     pub x: f64,
-    /// A difference in log-perplexity: its place on the vertical axis of a plot, or on the axis of a list.
+    /// A loss or a difference of losses: its place on the vertical axis of a plot, or on the axis of a list.
     pub estimate: Estimate,
     /// Whether it is to stand out.
     pub strong: bool,
@@ -98,7 +98,7 @@ pub fn heat_map(panel: &Panel) -> Result<String, StudyError> {
                 if entry.own {
                     area.draw(&Rectangle::new(corners, INK_COLOR.stroke_width(2)))?;
                 }
-                write(area, &percent(entry.loss.value), (x + cell / 2, y + ROW / 2 + 2), 15, HPos::Center)?;
+                write(area, &panel.measure.change(entry.loss.value), (x + cell / 2, y + ROW / 2 + 2), 15, HPos::Center)?;
             }
         }
         Ok(())
@@ -106,10 +106,10 @@ pub fn heat_map(panel: &Panel) -> Result<String, StudyError> {
 }
 
 /// Estimates with their intervals under each other, on one axis with a line at zero.
-pub fn forest(marks: &[Mark]) -> Result<String, StudyError> {
+pub fn forest(measure: Measure, marks: &[Mark]) -> Result<String, StudyError> {
     let left = 250;
     let right = WIDTH as i32 - 24;
-    let ends = range(marks.iter().flat_map(|mark| spread(&mark.estimate)).chain([0.0]));
+    let ends = range(marks.iter().flat_map(|mark| spread(measure, &mark.estimate)).chain([0.0]));
     let place = |value: f64| left + ((value - ends.start) / (ends.end - ends.start) * f64::from(right - left)) as i32;
     let height = ROW * marks.len() as i32 + 48;
     drawn(height as u32, |area| {
@@ -118,25 +118,25 @@ pub fn forest(marks: &[Mark]) -> Result<String, StudyError> {
         line(area, [(left, bottom), (right, bottom)], INK_COLOR)?;
         for value in ticks(&ends) {
             line(area, [(place(value), bottom), (place(value), bottom + 5)], INK_COLOR)?;
-            write(area, &tick(value), (place(value), bottom + 18), 13, HPos::Center)?;
+            write(area, &measure.tick(value), (place(value), bottom + 18), 13, HPos::Center)?;
         }
         for (row, mark) in marks.iter().enumerate() {
             let y = ROW * row as i32 + ROW / 2 + 4;
             write(area, &mark.label, (left - 12, y), 14, HPos::Right)?;
             let color = SERIES[usize::from(mark.strong)];
-            let [low, high] = spread(&mark.estimate);
+            let [low, high] = spread(measure, &mark.estimate);
             line(area, [(place(low), y), (place(high), y)], color.stroke_width(2))?;
-            area.draw(&Circle::new((place(change(mark.estimate.value)), y), 5, color.filled()))?;
+            area.draw(&Circle::new((place(measure.plotted(mark.estimate.value)), y), 5, color.filled()))?;
         }
         Ok(())
     })
 }
 
 /// Marks in the plane, numbered; strong ones are filled and joined: the front.
-pub fn scatter(marks: &[Mark], across: &str, up: &str) -> Result<String, StudyError> {
+pub fn scatter(measure: Measure, marks: &[Mark], across: &str) -> Result<String, StudyError> {
     drawn(420, |area| {
         let (x, y) =
-            (range(marks.iter().map(|mark| mark.x)), range(marks.iter().flat_map(|mark| spread(&mark.estimate))));
+            (range(marks.iter().map(|mark| mark.x)), range(marks.iter().flat_map(|mark| spread(measure, &mark.estimate))));
         let mut builder = ChartBuilder::on(area);
         let mut chart = builder.margin(14).x_label_area_size(52).y_label_area_size(84).build_cartesian_2d(x, y)?;
         chart
@@ -146,20 +146,20 @@ pub fn scatter(marks: &[Mark], across: &str, up: &str) -> Result<String, StudyEr
             .axis_style(INK_COLOR)
             .label_style(("sans-serif", 14).into_font().color(&INK_COLOR))
             .x_desc(across)
-            .y_desc(up)
+            .y_desc(measure.loss())
             .x_label_formatter(&|x| format!("{x:.1}"))
-            .y_label_formatter(&|y| tick((y * 1e6).round() / 1e6))
+            .y_label_formatter(&|y| measure.tick((y * 1e6).round() / 1e6))
             .draw()?;
         let mut front: Vec<&Mark> = marks.iter().filter(|mark| mark.strong).collect();
         front.sort_by(|a, b| a.x.total_cmp(&b.x));
-        let path: Vec<_> = front.iter().map(|mark| (mark.x, change(mark.estimate.value))).collect();
+        let path: Vec<_> = front.iter().map(|mark| (mark.x, measure.plotted(mark.estimate.value))).collect();
         chart.draw_series([PathElement::new(path, SERIES[0].mix(0.6).stroke_width(2))])?;
         for mark in marks {
             let color = SERIES[usize::from(!mark.strong)];
-            let [low, high] = spread(&mark.estimate);
+            let [low, high] = spread(measure, &mark.estimate);
             chart.draw_series([PathElement::new(vec![(mark.x, low), (mark.x, high)], color.stroke_width(1))])?;
             let fill = if mark.strong { color.filled() } else { color.stroke_width(2) };
-            let place = (mark.x, change(mark.estimate.value));
+            let place = (mark.x, measure.plotted(mark.estimate.value));
             chart.draw_series([Circle::new(place, 5, fill)])?;
             let label = Text::new(mark.label.clone(), (9, -10), style(13, HPos::Left));
             chart.draw_series([EmptyElement::at(place) + label])?;
@@ -169,7 +169,7 @@ pub fn scatter(marks: &[Mark], across: &str, up: &str) -> Result<String, StudyEr
 }
 
 /// Lines over a number, on a logarithmic axis, each with its name in the legend below.
-pub fn lines(lines: &[(String, Vec<(f64, Estimate)>)], across: &str, up: &str) -> Result<String, StudyError> {
+pub fn lines(measure: Measure, lines: &[(String, Vec<(f64, Estimate)>)], across: &str) -> Result<String, StudyError> {
     let shown = &lines[..lines.len().min(SERIES.len())];
     let legend = if shown.len() > 1 { ROW * shown.len() as i32 } else { 0 };
     let height = 380 + legend;
@@ -177,7 +177,7 @@ pub fn lines(lines: &[(String, Vec<(f64, Estimate)>)], across: &str, up: &str) -
     let levels = crate::results::distinct(points().map(|(x, _)| *x));
     drawn(height as u32, |area| {
         let (plot, below) = area.split_vertically(380);
-        let y = range(points().flat_map(|(_, estimate)| spread(estimate)));
+        let y = range(points().flat_map(|(_, estimate)| spread(measure, estimate)));
         let x = range(levels.iter().map(|level| level.log2()));
         let mut builder = ChartBuilder::on(&plot);
         let mut chart =
@@ -191,19 +191,19 @@ pub fn lines(lines: &[(String, Vec<(f64, Estimate)>)], across: &str, up: &str) -
             .label_style(("sans-serif", 14).into_font().color(&INK_COLOR))
             .x_labels(0)
             .x_desc(across)
-            .y_desc(up)
-            .y_label_formatter(&|y| tick((y * 1e6).round() / 1e6))
+            .y_desc(measure.loss())
+            .y_label_formatter(&|y| measure.tick((y * 1e6).round() / 1e6))
             .draw()?;
         for level in &levels {
             let label = Text::new(level.to_string(), (0, 14), style(14, HPos::Center));
             chart.plotting_area().draw(&(EmptyElement::at((level.log2(), y.start)) + label))?;
         }
         for ((name, points), (color, row)) in shown.iter().zip(SERIES.iter().zip(0..)) {
-            let path: Vec<_> = points.iter().map(|(x, estimate)| (x.log2(), change(estimate.value))).collect();
+            let path: Vec<_> = points.iter().map(|(x, estimate)| (x.log2(), measure.plotted(estimate.value))).collect();
             chart.draw_series([PathElement::new(path.clone(), color.stroke_width(2))])?;
             chart.draw_series(path.into_iter().map(|place| Circle::new(place, 4, color.filled())))?;
             for (x, estimate) in points {
-                let [low, high] = spread(estimate);
+                let [low, high] = spread(measure, estimate);
                 let ends = vec![(x.log2(), low), (x.log2(), high)];
                 chart.draw_series([PathElement::new(ends, color.stroke_width(1))])?;
             }
@@ -222,19 +222,8 @@ pub fn lines_shown() -> usize {
     SERIES.len()
 }
 
-/// A difference in log-perplexity as axes have it: a change of perplexity in per cent.
-fn change(value: f64) -> f64 {
-    100.0 * value.exp_m1()
-}
-
-fn tick(percent: f64) -> String {
-    // Nothing has no sign, not even a negative nothing.
-    let percent = percent + 0.0;
-    format!("{percent:+} %").replace('-', "\u{2212}").replace("+0 %", "0 %")
-}
-
-fn spread(estimate: &Estimate) -> [f64; 2] {
-    estimate.interval.unwrap_or([estimate.value; 2]).map(change)
+fn spread(measure: Measure, estimate: &Estimate) -> [f64; 2] {
+    estimate.interval.unwrap_or([estimate.value; 2]).map(|end| measure.plotted(end))
 }
 
 /// From the least to the largest of `values` with some room, and never empty.
@@ -276,7 +265,7 @@ mod tests {
             vec![mark("alone", 4.0, 0.0, None)],
             Vec::new(),
         ] {
-            for svg in [forest(&marks).unwrap(), scatter(&marks, "across", "up").unwrap()] {
+            for svg in [forest(Measure::Perplexity, &marks).unwrap(), scatter(Measure::Divergence, &marks, "across").unwrap()] {
                 assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
                 assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
                 assert!(!svg.contains("a & b"), "text is escaped");
@@ -288,9 +277,9 @@ mod tests {
     fn lines_have_a_legend_where_there_are_several() {
         let of = |mark: Mark| (mark.x, mark.estimate);
         let one = ("first".to_owned(), vec![of(mark("", 2.0, 0.3, None)), of(mark("", 8.0, 0.1, Some([0.0, 0.2])))]);
-        assert!(!lines(std::slice::from_ref(&one), "samples", "loss").unwrap().contains("first"));
+        assert!(!lines(Measure::Task, std::slice::from_ref(&one), "samples").unwrap().contains("first"));
         let other = ("second".to_owned(), one.1.clone());
-        let svg = lines(&[one, other], "samples", "loss").unwrap();
+        let svg = lines(Measure::Task, &[one, other], "samples").unwrap();
         assert!(svg.contains("first") && svg.contains("second"));
     }
 

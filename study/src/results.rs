@@ -1,6 +1,7 @@
 //! The store's lines in the order of the plan, replicates put together.
 
 use crate::{
+    measure::Measure,
     plan::Plan,
     settings::Settings,
     statistics::{Effect, Series, effect},
@@ -18,10 +19,12 @@ pub struct Group<'a> {
     pub lines: Vec<&'a Line>,
 }
 
-/// The measured cells of a study.
+/// The measured cells of a study, of one measure: losses of different measures have different units.
 pub struct Results<'a> {
     /// What was planned.
     pub plan: &'a Plan,
+    /// What was measured.
+    pub measure: Measure,
     /// Configurations, in the order of the plan.
     pub groups: Vec<Group<'a>>,
     /// Unquantized models, by model and evaluation.
@@ -34,15 +37,16 @@ pub struct Results<'a> {
 
 impl<'a> Results<'a> {
     /// What `contents` holds of `plan`. Names are the plan's: a line may have been computed under others.
-    pub fn new(plan: &'a Plan, contents: &'a Contents) -> Self {
+    pub fn new(plan: &'a Plan, contents: &'a Contents, measure: Measure) -> Self {
         let mut results = Self {
             plan,
+            measure,
             groups: Vec::new(),
             baselines: BTreeMap::new(),
             baseline_lines: Vec::new(),
             failures: Vec::new(),
         };
-        for cell in &plan.cells {
+        for cell in plan.cells.iter().filter(|cell| cell.measure == measure) {
             results.failures.extend(contents.failed(&cell.cell));
             let Some(line) = contents.measured(&cell.cell) else { continue };
             let (model, evaluation) = (cell.model.as_str(), cell.evaluation.as_str());
@@ -85,7 +89,8 @@ impl<'a> Results<'a> {
             let domain = self.plan.domains.get(*evaluation);
             sets.iter().position(|set| Some(set) == domain).unwrap_or(sets.len())
         };
-        let mut evaluations = distinct(self.plan.cells.iter().map(|cell| cell.evaluation.as_str()));
+        let cells = self.plan.cells.iter().filter(|cell| cell.measure == self.measure);
+        let mut evaluations = distinct(cells.map(|cell| cell.evaluation.as_str()));
         evaluations.sort_by_key(place);
         evaluations
     }
@@ -101,10 +106,14 @@ impl<'a> Results<'a> {
         distinct(settings.filter_map(|settings| settings.level(axis)))
     }
 
-    /// Log-perplexity of `group` minus that of its unquantized model, on `evaluation`.
+    /// The measure of `group` minus that of its unquantized model, on `evaluation`; a divergence is from that model.
     pub fn loss(&self, group: &Group<'_>, evaluation: &str) -> Option<Effect> {
+        let own = group.series.get(evaluation)?;
+        if self.measure == Measure::Divergence {
+            return effect(&[(1.0, own)], evaluation);
+        }
         let baseline = self.baselines.get(&(group.settings.model.as_str(), evaluation))?;
-        effect(&[(1.0, group.series.get(evaluation)?), (-1.0, baseline)], evaluation)
+        effect(&[(1.0, own), (-1.0, baseline)], evaluation)
     }
 
     /// The same, averaged over all evaluations; none where one is missing.

@@ -6,16 +6,12 @@
 use crate::{
     StudyError,
     check::{duration, memory_limit},
-    opened::{Cell, Opened, PreparedText, TOOL, Unit},
+    evaluator::{Evaluator, Walked},
+    opened::{Cell, Opened, TOOL, Unit},
     plan::varying,
     store::{CalibrationRecord, Contents, Line, Quantized, SCHEMA, Status, Store, now},
 };
 use console::Silence;
-use evaluate::{
-    Measurement,
-    score::{DEFAULT_MEMORY, score},
-    statistics::Block,
-};
 use model::Checkpoint;
 use quantize::{Job, Request};
 use std::{
@@ -25,9 +21,6 @@ use std::{
     path::{Path, PathBuf},
     time::Instant,
 };
-
-/// Seed of the bootstrap behind single perplexities.
-const SEED: u64 = 0;
 
 /// Which cells to run, and how.
 #[derive(Clone, Copy, Debug)]
@@ -67,11 +60,12 @@ pub fn run(opened: &Opened, store: &mut Store, wishes: Wishes, say: &mut dyn FnM
     let open = units.into_iter().map(|unit| (unit, open_cells(unit, &contents, wishes.retry)));
     let open: Vec<(&Unit, Vec<&Cell>)> = open.filter(|(_, cells)| !cells.is_empty()).collect();
     let axes = varying(&opened.units.iter().filter_map(|unit| unit.settings.as_ref()));
+    let mut evaluator = Evaluator::new(opened);
     let (started, total) = (Instant::now(), open.len());
     for (number, (unit, cells)) in open.into_iter().enumerate() {
         say(&format!("[{}/{total}] {}", number + 1, label(unit, &axes)));
         let began = Instant::now();
-        let lines = run_unit(opened, unit, &cells, store, &contents, wishes.threads);
+        let lines = run_unit(&mut evaluator, opened, unit, &cells, store, &contents, wishes.threads);
         let mut told = Vec::new();
         for line in lines {
             store.append(&line)?;
@@ -101,25 +95,35 @@ fn label(unit: &Unit, axes: &[&str]) -> String {
     settings.map_or_else(|| format!("{}, not quantized", unit.model), |settings| settings.label(axes))
 }
 
-/// What came of a cell, in words: the ratio to the unquantized model where that is known.
+/// What came of a cell, in words: against the unquantized model where that is known.
 fn tell(line: &Line, opened: &Opened, contents: &Contents) -> String {
     let name = &line.evaluation;
-    let Some(measured) = &line.measured else {
-        return format!("{name} FAILED: {}", line.error.as_deref().unwrap_or_default());
-    };
+    if let Some(error) = &line.error {
+        return format!("{name} FAILED: {error}");
+    }
+    if let Some(diverged) = &line.divergence {
+        return format!("{name} {}", line.measure.change(diverged.mean));
+    }
     let baseline = opened.units.iter().find(|unit| unit.settings.is_none() && unit.model == line.model);
     let baseline = baseline.filter(|_| line.settings.is_some()).and_then(|unit| {
         let cell = unit.cells.iter().find(|cell| opened.texts[cell.text].name == *name)?;
-        contents.measured(&cell.key)?.measured.as_ref()
+        contents.measured(&cell.key)
     });
+    if let Some(answers) = &line.answers {
+        let before = baseline.and_then(|line| line.answers.as_ref());
+        let before = before.map_or_else(String::new, |before| format!(" (unquantized {:.3})", before.score));
+        return format!("{name} {} {:.3}{before}", answers.metric, answers.score);
+    }
+    let perplexity = |line: &Line| line.measured.as_ref().map_or(f64::NAN, |measured| measured.perplexity);
     match baseline {
-        Some(baseline) => format!("{name} x {:.4}", measured.perplexity / baseline.perplexity),
-        None => format!("{name} {:.4}", measured.perplexity),
+        Some(baseline) => format!("{name} x {:.4}", perplexity(line) / perplexity(baseline)),
+        None => format!("{name} {:.4}", perplexity(line)),
     }
 }
 
 /// A line for each of `cells`.
 fn run_unit(
+    evaluator: &mut Evaluator<'_>,
     opened: &Opened,
     unit: &Unit,
     cells: &[&Cell],
@@ -131,15 +135,15 @@ fn run_unit(
     let line = |cell: &Cell| blank(opened, unit, cell, threads);
     let model = &opened.models[&unit.model].checkpoint;
     if unit.settings.is_none() {
-        return cells.iter().map(|cell| measured(line(cell), model, &opened.texts[cell.text])).collect();
+        return measured(evaluator, opened, cells, model, &line);
     }
     let folders = Folders::of(store.folder(), unit);
     let made = caught(|| checkpoint_of(opened, unit, &folders, contents, threads));
     let lines = match made {
         Err(error) => cells.iter().map(|cell| failed(line(cell), &error)).collect(),
         Ok((checkpoint, quantized)) => {
-            let line = |cell| Line { quantized: Some(quantized.clone()), ..line(cell) };
-            cells.iter().map(|cell| measured(line(cell), &checkpoint, &opened.texts[cell.text])).collect()
+            let line = |cell: &Cell| Line { quantized: Some(quantized.clone()), ..line(cell) };
+            measured(evaluator, opened, cells, &checkpoint, &line)
         }
     };
     folders.clear();
@@ -221,18 +225,25 @@ fn quantize(opened: &Opened, unit: &Unit, out: &Path, threads: usize) -> Result<
     })
 }
 
-fn measured(line: Line, checkpoint: &Checkpoint, text: &PreparedText) -> Line {
-    match caught(|| measure(checkpoint, text)) {
-        Ok((measured, blocks)) => Line { measured: Some(measured), blocks, finished: now(), ..line },
-        Err(error) => failed(line, &error),
-    }
-}
-
-fn measure(checkpoint: &Checkpoint, text: &PreparedText) -> Result<(Measurement, Vec<Block>), StudyError> {
-    let started = Instant::now();
-    let scores = score(checkpoint, &text.prepared.windows, DEFAULT_MEMORY, &mut |_| {})?;
-    let seconds = started.elapsed().as_secs_f64();
-    Ok((text.prepared.measure(&scores, SEED, seconds), text.prepared.blocks(&scores)))
+/// `checkpoint` on the evaluations of `cells`, those of the same windows after each other.
+fn measured(
+    evaluator: &mut Evaluator<'_>,
+    opened: &Opened,
+    cells: &[&Cell],
+    checkpoint: &Checkpoint,
+    line: &dyn Fn(&Cell) -> Line,
+) -> Vec<Line> {
+    let mut cells = cells.to_vec();
+    cells.sort_by_key(|cell| &opened.texts[cell.text].record.windows_sha256);
+    let mut walked = Walked::new();
+    let mut measure = |cell: &&Cell| {
+        let text = &opened.texts[cell.text];
+        match caught(|| evaluator.measure(line(cell), checkpoint, text, &mut walked)) {
+            Ok(line) => Line { finished: now(), ..line },
+            Err(error) => failed(line(cell), &error),
+        }
+    };
+    cells.iter().map(&mut measure).collect()
 }
 
 fn failed(line: Line, error: &str) -> Line {
@@ -253,7 +264,10 @@ fn blank(opened: &Opened, unit: &Unit, cell: &Cell, threads: usize) -> Line {
         model_files: opened.models[&unit.model].files.clone(),
         calibration: unit.calibration.as_deref().map(CalibrationRecord::of),
         quantized: None,
+        measure: text.measure,
         measured: None,
+        divergence: None,
+        answers: None,
         blocks: Vec::new(),
         error: None,
         tool: TOOL.to_owned(),

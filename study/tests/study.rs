@@ -120,7 +120,7 @@ fn a_study_is_checked_run_once_reported_and_exported() {
     let (checked, _) = bench.succeed(&["check"]);
     // Twelve of sixteen combinations are left; rounding has one for each group size.
     assert!(checked.contains("configurations: 6 (of 16 combinations, 4 excluded"), "{checked}");
-    assert!(checked.contains("cells: 14, on 2 texts") && checked.contains("0.00 %"), "{checked}");
+    assert!(checked.contains("cells: 14, of 2 evaluations") && checked.contains("0.00 %"), "{checked}");
     assert!(checked.contains("needs time: about"), "{checked}");
 
     let (ran, told) = bench.succeed(&["run"]);
@@ -170,6 +170,68 @@ fn a_changed_study_computes_only_what_is_new() {
     bench.change("calibration = [\"prose\", \"code\"]", "calibration = [\"novel\", \"code\"]");
     let (ran, _) = bench.succeed(&["run"]);
     assert!(ran.contains("measured 4 cells, 6 were there already"), "{ran}");
+}
+
+/// Sixteen questions that ask for nothing but a copy.
+const COPYING: &str = r#"
+name = "copying"
+about = "Which letter comes again?"
+prompt_source = "this test"
+metrics = ["acc"]
+
+[data]
+test = ["copying/items.jsonl"]
+
+[prompt]
+context = "{{ word }} {{ word }}"
+choices = "[word, other]"
+answer = "0"
+"#;
+
+#[test]
+fn divergences_and_tasks_are_measured_like_perplexity() {
+    let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\"").replace("bits = 2", "bits = [2, 8]"));
+    fs::write(bench.path("copying.toml"), COPYING).unwrap();
+    fs::create_dir_all(bench.path("data/copying")).unwrap();
+    let items: String =
+        (0..16).map(|index| format!("{{\"word\": \"red{index}\", \"other\": \"blue{index}\"}}\n")).collect();
+    fs::write(bench.path("data/copying/items.jsonl"), items).unwrap();
+    let more = "[evaluation.kl]\ntext = \"demo:prose-heldout\"\nmeasure = \"divergence\"\nprotocol = \"hf-disjoint\"\n\
+                window = 64\nmax-tokens = 640\n[evaluation.copy]\ntask = \"copying.toml\"\ndata = [\"data\"]\n\n[evaluation.code]";
+    bench.change("[evaluation.code]", more);
+    let (checked, _) = bench.succeed(&["check"]);
+    assert!(checked.contains("kl for demo: KL divergence") && checked.contains("tasks, copying, 0 shots"), "{checked}");
+    // Four configurations on four evaluations; the unquantized model is what divergences are from.
+    let (ran, told) = bench.succeed(&["run"]);
+    assert!(ran.contains("measured 19 cells"), "{ran}");
+    assert!(told.contains(" nats") && told.contains("copy acc "), "{told}");
+    let (answer, _) = bench.succeed(&["report"]);
+    for part in ["By perplexity: ", "By KL divergence: ", "By tasks: "] {
+        assert!(answer.contains(part), "{answer}");
+    }
+    let (jsonl, _) = bench.succeed(&["export", "--format", "jsonl"]);
+    let rows: Vec<Value> = jsonl.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kl = |bits: u64| -> Vec<f64> {
+        let of = rows.iter().filter(|row| row["measure"] == "divergence" && row["bits"] == bits);
+        of.map(|row| row["kl_mean"].as_f64().unwrap()).collect()
+    };
+    assert!(kl(8).iter().zip(kl(2)).all(|(fine, coarse)| 0.0 < *fine && *fine < coarse / 10.0), "{:?} {:?}", kl(8), kl(2));
+    let scores = rows.iter().filter(|row| row["measure"] == "task");
+    assert!(scores.filter(|row| row["bits"] == 8).all(|row| row["score"] == row["baseline_score"]));
+}
+
+#[test]
+fn an_evaluation_that_contradicts_itself_is_refused() {
+    for (text, part) in [
+        ("task = \"piqa\"\ntext = \"demo:prose-heldout\"", "not both"),
+        ("task = \"gsm8k\"", "in which the model chooses"),
+        ("task = \"piqa\"\nmeasure = \"divergence\"", "leave `measure` out"),
+        ("window = 64", "give `text ="),
+    ] {
+        let bench = Bench::new(&format!("{SMALL}[evaluation.odd]\n{text}\n"));
+        let error = bench.fail(&["check"]);
+        assert!(error.contains("evaluation.odd") && error.contains(part), "{error}");
+    }
 }
 
 #[test]
