@@ -6,10 +6,12 @@ pub mod doctor;
 pub mod exit;
 pub mod files;
 pub mod generated;
+mod live;
 pub mod machine;
 pub mod progress;
 pub mod table;
 
 pub use exit::{Exit, run};
+pub use live::Live;
 pub use progress::{Progress, Silence};
 pub use table::Table;

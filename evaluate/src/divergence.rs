@@ -266,7 +266,8 @@ mod tests {
 
     #[test]
     fn states_give_the_figures_of_a_joint_run_to_the_bit() {
-        let (baseline, text) = (Checkpoint::open("demo").unwrap(), crate::source::Source::read("demo:prose-heldout", None));
+        let (baseline, text) =
+            (Checkpoint::open("demo").unwrap(), crate::source::Source::read("demo:prose-heldout", None));
         let changes = crate::protocol::Changes { window: Some(48), stride: None, text: None, max_tokens: Some(480) };
         let protocol = crate::Protocol::named("hf-disjoint").unwrap();
         let resolved = changes.resolve(protocol, baseline.config.max_positions).unwrap();

@@ -22,11 +22,7 @@ use evaluate::{
     task_report::{self, Circumstances, Summary, TaskReport},
 };
 use model::Checkpoint;
-use std::{
-    fmt::Write as _,
-    path::PathBuf,
-    time::Instant,
-};
+use std::{fmt::Write as _, path::PathBuf, time::Instant};
 
 /// A task with everything it needs, before any model runs.
 pub(crate) struct Prepared {

@@ -36,6 +36,8 @@ use std::{rc::Rc, time::Instant};
 pub struct Gptq {
     /// `λ` relative to the mean of the Hessian's diagonal.
     pub damping: f64,
+    /// Whether the errors of the outputs are measured too, which takes longer than solving.
+    pub measured: bool,
 }
 
 impl Solver for Gptq {
@@ -83,19 +85,21 @@ impl Gptq {
         hessian: &Hessian<'_>,
         factor: &Factor,
     ) -> LayerReport {
+        let known = LayerReport {
+            tokens: hessian.tokens(),
+            factorization: Some(Factorization::of(factor, self.damping)),
+            dead_columns: hessian.dead().to_vec(),
+            ..LayerReport::unmeasured(linear, &matrix.spec)
+        };
+        if !self.measured {
+            return known;
+        }
         let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
         let error = |changed: &QuantizedMatrix| {
             relative_output_error(&linear.weight, &changed.dequantize(), energy, hessian.gram(), linear.inputs)
         };
         let nearest = block_solve::round_to_nearest(&linear.weight, linear.inputs, &matrix.spec);
-        LayerReport {
-            tokens: hessian.tokens(),
-            error_round_to_nearest: Some(error(&nearest)),
-            error: Some(error(matrix)),
-            factorization: Some(Factorization::of(factor, self.damping)),
-            dead_columns: hessian.dead().to_vec(),
-            ..LayerReport::unmeasured(linear, &matrix.spec)
-        }
+        LayerReport { error_round_to_nearest: Some(error(&nearest)), error: Some(error(matrix)), ..known }
     }
 }
 

@@ -10,7 +10,10 @@ use crate::{
     plan::{HEAD, Method, Options, ValidPlan},
     rtn::RoundToNearest,
 };
-use calibration::{CalibrationError, LayerStatistics, Visitor, adequacy::check_statistics};
+use calibration::{
+    CalibrationError, LayerStatistics, Visitor,
+    adequacy::{StageAdequacy, check_statistics},
+};
 use console::Progress;
 use model::{
     Block, Linear, Stage,
@@ -21,7 +24,7 @@ use std::collections::BTreeMap;
 
 /// Quantizes block after block into a journal.
 pub struct Quantizer<'a> {
-    plan: &'a ValidPlan,
+    pub(crate) plan: &'a ValidPlan,
     journal: &'a Journal,
     algorithm: Algorithm,
     block_solver: BlockSolver,
@@ -48,8 +51,19 @@ impl<'a> Quantizer<'a> {
         importance: Option<&'a Importance>,
         progress: &'a mut Progress,
     ) -> Self {
+        Self::measuring(plan, journal, importance, progress, true)
+    }
+
+    /// The same; the outputs' errors of error compensation are only `measured` where wanted.
+    pub(crate) fn measuring(
+        plan: &'a ValidPlan,
+        journal: &'a Journal,
+        importance: Option<&'a Importance>,
+        progress: &'a mut Progress,
+        measured: bool,
+    ) -> Self {
         let Options { method, damping, act_order, .. } = plan.options;
-        let gptq = Gptq { damping };
+        let gptq = Gptq { damping, measured };
         let awq =
             |compensation| Awq { options: plan.options.awq.clone(), compensation, folded: FoldedBlock::default() };
         let algorithm = match method {
@@ -78,15 +92,26 @@ impl<'a> Quantizer<'a> {
     fn solve_stage(&mut self, linears: &mut [Linear], statistics: &LayerStatistics) -> Result<(), QuantizeError> {
         let adequacy = check_statistics(&linears[0].name, statistics)?;
         let mut hessian = Hessian::new(statistics, &linears[0].name)?;
+        self.solve_linears(linears, statistics, &adequacy, &mut hessian)
+    }
+
+    /// Solves `linears`, whose shared input has `statistics`, with the factors that `hessian` has already.
+    pub(crate) fn solve_linears(
+        &mut self,
+        linears: &mut [Linear],
+        statistics: &LayerStatistics,
+        adequacy: &StageAdequacy,
+        hessian: &mut Hessian<'_>,
+    ) -> Result<(), QuantizeError> {
         for linear in linears {
             let Some(spec) = self.plan.spec_of(&linear.name) else { continue };
             self.sums.insert(linear.name.clone(), sums_of(statistics));
             let (matrix, mut report): Solved = if let Some(kind) = self.plan.blocks_of(&linear.name) {
                 let importance = self.importance.and_then(|known| known.get(&linear.name)).map(Vec::as_slice);
-                let (matrix, report) = self.block_solver.solve(linear, kind, importance, &mut hessian)?;
+                let (matrix, report) = self.block_solver.solve(linear, kind, importance, hessian)?;
                 (matrix.into(), report)
             } else {
-                let (matrix, report) = self.solver().solve(linear, spec, &mut hessian)?;
+                let (matrix, report) = self.solver().solve(linear, spec, hessian)?;
                 (matrix.into(), report)
             };
             report.near_dead_columns.clone_from(&adequacy.near_dead_columns);

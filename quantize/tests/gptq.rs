@@ -179,7 +179,7 @@ fn textbook(problem: &Problem, spec: &QuantSpec) -> Textbook {
 /// textbook's at a weight that lies within 1e-3 of a step of the border between two codes, or at a scale that lies at
 /// a border between two float16, and must then differ there first; that happens to few rows.
 fn assert_as_in_the_textbook(problem: &Problem, spec: &QuantSpec) {
-    let (solved, _) = solve(&Gptq { damping: DAMPING }, problem, spec).unwrap();
+    let (solved, _) = solve(&Gptq { measured: true, damping: DAMPING }, problem, spec).unwrap();
     let wanted = textbook(problem, spec);
     let (n, groups) = (problem.linear.inputs, spec.groups(problem.linear.inputs));
     let mut parted = 0;
@@ -226,7 +226,7 @@ fn problems_wider_than_a_block_are_the_textbook_s_too() {
 fn one_column_is_rounded() {
     let problem = problem(1, 6, 1, 10, &[]);
     let (solved, report) =
-        solve(&Gptq { damping: DAMPING }, &problem, &spec(ActOrder::Static, 4, None, false)).unwrap();
+        solve(&Gptq { measured: true, damping: DAMPING }, &problem, &spec(ActOrder::Static, 4, None, false)).unwrap();
     let (nearest, _) = solve(&RoundToNearest, &problem, &spec(ActOrder::None, 4, None, false)).unwrap();
     assert_eq!((solved.codes, solved.scales), (nearest.codes, nearest.scales));
     assert_eq!(report.error, report.error_round_to_nearest);
@@ -236,7 +236,7 @@ fn one_column_is_rounded() {
 fn compensation_beats_rounding_on_correlated_inputs() {
     for act_order in [ActOrder::None, ActOrder::Desc, ActOrder::Static, ActOrder::Group] {
         let problem = problem(7, 24, 64, 300, &[]);
-        let (_, report) = solve(&Gptq { damping: DAMPING }, &problem, &spec(act_order, 3, Some(16), false)).unwrap();
+        let (_, report) = solve(&Gptq { measured: true, damping: DAMPING }, &problem, &spec(act_order, 3, Some(16), false)).unwrap();
         let (error, nearest) = (report.error.unwrap(), report.error_round_to_nearest.unwrap());
         assert!(error < 0.8 * nearest, "{act_order:?}: {error} against {nearest}");
     }
@@ -261,7 +261,7 @@ fn relative_error(problem: &Problem, matrix: &QuantizedMatrix) -> f64 {
 fn the_reported_error_is_that_of_the_integers() {
     let problem = problem(11, 17, 60, 150, &[2]);
     let spec = spec(ActOrder::Desc, 4, Some(16), false);
-    let (solved, report) = solve(&Gptq { damping: DAMPING }, &problem, &spec).unwrap();
+    let (solved, report) = solve(&Gptq { measured: true, damping: DAMPING }, &problem, &spec).unwrap();
     let wanted = relative_error(&problem, &solved);
     // float32 products of 60 terms against float64: a relative error below 60 * 2^-24 on terms that cancel by at most
     // a factor of some hundreds.
@@ -275,7 +275,7 @@ fn the_reported_error_is_that_of_the_integers() {
 fn a_singular_hessian_is_rescued_and_said_so() {
     // Two tokens for 40 columns, no damping: no arithmetic can factor that.
     let problem = problem(13, 8, 40, 2, &[]);
-    let (_, report) = solve(&Gptq { damping: 0.0 }, &problem, &spec(ActOrder::Static, 4, Some(8), true)).unwrap();
+    let (_, report) = solve(&Gptq { measured: true, damping: 0.0 }, &problem, &spec(ActOrder::Static, 4, Some(8), true)).unwrap();
     let used = report.factorization.unwrap();
     assert_eq!(used.damping_asked, 0.0);
     assert!(used.damping > 0.0 || !used.degenerate_columns.is_empty(), "{used:?}");
@@ -286,11 +286,11 @@ fn numbers_that_are_none_are_refused_by_name() {
     let mut broken = problem(1, 4, 16, 20, &[]);
     broken.linear.weight[3] = f32::NAN;
     let spec = spec(ActOrder::Static, 4, Some(8), true);
-    let error = solve(&Gptq { damping: DAMPING }, &broken, &spec).unwrap_err().to_string();
+    let error = solve(&Gptq { measured: true, damping: DAMPING }, &broken, &spec).unwrap_err().to_string();
     assert!(error.starts_with("model.layers.0.mlp.down_proj: its weights are not finite"), "{error}");
     let mut broken = problem(1, 4, 16, 20, &[]);
     broken.statistics.gram[5] = f32::INFINITY;
-    let error = solve(&Gptq { damping: DAMPING }, &broken, &spec).unwrap_err().to_string();
+    let error = solve(&Gptq { measured: true, damping: DAMPING }, &broken, &spec).unwrap_err().to_string();
     assert!(error.contains("its inputs are not finite"), "{error}");
 }
 

@@ -4,15 +4,23 @@ use crate::{
     StudyError,
     file::{Budget, text_from},
     opened::{Opened, PreparedText, Unit},
+    shared,
     store::Contents,
 };
-use calibration::overlap::{Ngrams, WORDS};
+use calibration::{
+    captured::Captured,
+    overlap::{Ngrams, WORDS},
+};
 use console::machine;
 use evaluate::{score::score, window::Window};
 use model::text::Document;
 use quantize::preflight;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+    time::Instant,
+};
 
 /// Tokens of the window that tells the speed of scoring.
 const PROBE_TOKENS: usize = 256;
@@ -56,6 +64,7 @@ pub fn estimate(opened: &Opened, done: &Contents, threads: usize, folder: &Path)
             speeds.insert(name.as_str(), tokens_per_second(text, &model.checkpoint, threads)?);
         }
     }
+    let mut captured = HashSet::new();
     for unit in &opened.units {
         let (there, open): (Vec<_>, Vec<_>) = unit.cells.iter().partition(|cell| done.measured(&cell.key).is_some());
         cost.done += there.len();
@@ -66,7 +75,7 @@ pub fn estimate(opened: &Opened, done: &Contents, threads: usize, folder: &Path)
         let tokens: usize = open.iter().map(|cell| opened.texts[cell.text].tokens_fed()).sum();
         // With tasks alone there is no text to measure the speed on.
         cost.seconds += tokens as f64 / speeds.get(unit.model.as_str()).copied().unwrap_or(f64::INFINITY);
-        quantization(opened, unit, threads, folder, &mut cost)?;
+        quantization(opened, unit, threads, folder, &mut captured, &mut cost)?;
     }
     Ok(cost)
 }
@@ -76,6 +85,7 @@ fn quantization(
     unit: &Unit,
     threads: usize,
     folder: &Path,
+    captured: &mut HashSet<String>,
     cost: &mut Cost,
 ) -> Result<(), StudyError> {
     let Some(plan) = &unit.plan else { return Ok(()) };
@@ -83,6 +93,15 @@ fn quantization(
     let checkpoint = &opened.models[&unit.model].checkpoint;
     let own = preflight::estimate(checkpoint, plan, windows, threads, memory_limit(&opened.file.budget), folder)?;
     cost.quantizations += 1;
+    // Statistics that are there are neither captured nor stored again; solving on them is next to nothing.
+    if let Some(key) = shared::key(opened, unit) {
+        cost.disk += own.disk / 2;
+        let there = shared::statistics_folder(folder, &key).join("statistics.json").exists();
+        if there || !captured.insert(key) {
+            return Ok(());
+        }
+        cost.disk += Captured::bytes(&checkpoint.config);
+    }
     cost.seconds += own.seconds.unwrap_or_default();
     cost.memory = cost.memory.max(own.memory + own.activations_in_memory);
     cost.disk = if opened.file.keep { cost.disk + own.disk } else { cost.disk.max(own.disk) };

@@ -11,6 +11,7 @@ use crate::{
     StudyError,
     measure::Measure,
     opened::{Given, Opened, PreparedText},
+    places,
     questions::Questions,
     store::{Answered, Diverged, Line},
 };
@@ -90,6 +91,8 @@ impl<'a> Evaluator<'a> {
             .iter()
             .map(|window| Block { sum: window.iter().map(|at| at.kl).sum(), weight: window.len() as f64 })
             .collect();
+        let kl: Vec<Vec<f64>> = targets.iter().map(|window| window.iter().map(|at| at.kl).collect()).collect();
+        let places = places::of(&places::classes(baseline, windows), &kl, prepared.bootstrap(SEED));
         let report = DivergenceReport::new(prepared, &targets, SEED);
         let diverged = Diverged {
             mean: ratio(blocks.iter().copied()),
@@ -97,6 +100,7 @@ impl<'a> Evaluator<'a> {
             quantile_99: report.kl_99,
             largest: report.kl_max,
             same_top: report.same_top.value,
+            places,
             tokens: report.tokens,
             windows: windows.len(),
             seconds: started.elapsed().as_secs_f64(),
@@ -146,12 +150,7 @@ fn states(
     Ok(Some(states))
 }
 
-fn answered(
-    line: Line,
-    checkpoint: &Checkpoint,
-    questions: &Questions,
-    started: Instant,
-) -> Result<Line, StudyError> {
+fn answered(line: Line, checkpoint: &Checkpoint, questions: &Questions, started: Instant) -> Result<Line, StudyError> {
     let records = questions.answers(checkpoint)?;
     let blocks = questions.blocks(&records);
     let answers = Answered {

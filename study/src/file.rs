@@ -36,6 +36,10 @@ pub struct StudyFile {
     /// Bounds that the study must keep.
     #[serde(default)]
     pub budget: Budget,
+    /// Where everything is solved with `inputs = "original"`: also solve one configuration of each method in true sequence,
+    /// so that the report can say what the shortcut costs.
+    #[serde(default = "yes")]
+    pub shortcut_check: bool,
     /// Keep the quantized checkpoints in the results folder instead of removing each after its evaluation.
     #[serde(default)]
     pub keep: bool,
@@ -48,9 +52,18 @@ pub struct Axes {
     /// `demo`, a Hugging Face folder, a GGUF file (both from this file's folder on), or `org/name[@revision]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<Values<String>>,
-    /// `gptq`, `rtn`, or another method that `quantize --method` takes. Default: `gptq`.
+    /// `gptq`, `rtn`, `awq`, `awq+gptq`; for GGUF formats also `rtn+importance`, rounding weighted by mean squared inputs.
+    /// Default: `gptq`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<Values<String>>,
+    /// `gptq`, `awq`, `compressed-tensors`, or `gguf:MIXTURE`, whose blocks have bits and groups of their own. Default: `gptq`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Values<String>>,
+    /// Which part of the model is quantized: `all`, `only PLACE` or `without PLACE`, where PLACE is `layer 3`,
+    /// `layer 3 qkv` (or `output`, `gate-up`, `down`), `qkv`, or a glob of module names; `only each layer`,
+    /// `only each stage` and `only each layer stage` (`without ...` too) stand for one level each. Default: `all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<Values<String>>,
     /// Bits per weight. Default: 4.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bits: Option<Values<u32>>,
@@ -185,6 +198,10 @@ pub struct Budget {
     pub disk: Option<String>,
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn samples() -> usize {
     128
 }
@@ -212,7 +229,9 @@ impl Evaluation {
         match (&self.text, &self.task, self.measure) {
             (Some(_), Some(_), _) => Some("give `text` or `task`, not both"),
             (None, None, _) => Some("give `text = \"FILE\"` or `task = \"NAME\"`"),
-            (Some(_), None, Some(Measure::Task)) => Some("`measure = \"task\"` needs `task = \"NAME\"` instead of a text"),
+            (Some(_), None, Some(Measure::Task)) => {
+                Some("`measure = \"task\"` needs `task = \"NAME\"` instead of a text")
+            }
             (None, Some(_), Some(Measure::Perplexity | Measure::Divergence)) => {
                 Some("a task is a measure of its own: leave `measure` out")
             }

@@ -12,6 +12,7 @@ use crate::{
     StudyError,
     file::{Evaluation, Lines, StudyFile, model_from, text_from},
     measure::Measure,
+    part,
     questions::Questions,
     settings::{self, Settings},
     store::{CalibrationRecord, EvaluatedText, SourceRecord},
@@ -106,6 +107,8 @@ pub struct Unit {
     pub plan: Option<ValidPlan>,
     /// The calibration windows.
     pub calibration: Option<Arc<CalibrationSet>>,
+    /// Whether it is there only to measure another's shortcut against: the same settings in true sequence.
+    pub twin: bool,
     /// Its cells.
     pub cells: Vec<Cell>,
 }
@@ -172,7 +175,8 @@ impl Opened {
         opened.check_names();
         opened.open_models(&combinations.distinct);
         opened.prepare_texts();
-        opened.settle(combinations.distinct);
+        let distinct = opened.expanded(combinations.distinct);
+        opened.settle(distinct);
         opened.problems.dedup();
         Ok(opened)
     }
@@ -244,6 +248,18 @@ impl Opened {
         }
     }
 
+    /// `each layer` and the like as one combination for each.
+    fn expanded(&self, combinations: Vec<Settings>) -> Vec<Settings> {
+        let expanded = |settings: Settings| match (&settings.part, self.models.get(&settings.model)) {
+            (Some(part), Some(model)) => {
+                let parts = part::expanded(part, &model.checkpoint.config).into_iter();
+                parts.map(|part| Settings { part: Some(part), ..settings.clone() }).collect()
+            }
+            _ => vec![settings],
+        };
+        combinations.into_iter().flat_map(expanded).collect()
+    }
+
     /// A unit for each model and each combination that can be done.
     fn settle(&mut self, combinations: Vec<Settings>) {
         for model in self.models.keys().cloned().collect::<Vec<_>>() {
@@ -251,11 +267,14 @@ impl Opened {
             self.units.push(unit);
         }
         let mut sets = Sets::new();
-        for settings in
-            combinations.into_iter().filter(|settings| self.models.contains_key(&settings.model)).collect::<Vec<_>>()
+        let twins = if self.file.shortcut_check { settings::twins(&combinations) } else { Vec::new() };
+        let all = combinations.into_iter().map(|settings| (settings, false));
+        let all = all.chain(twins.into_iter().map(|settings| (settings, true)));
+        for (settings, twin) in
+            all.filter(|(settings, _)| self.models.contains_key(&settings.model)).collect::<Vec<_>>()
         {
             match self.configured(&settings, &mut sets) {
-                Ok(unit) => self.keep(unit),
+                Ok(unit) => self.keep(Unit { twin, ..unit }),
                 Err(problem) if self.problems.contains(&problem) => {}
                 Err(problem) => self.problems.push(problem),
             }
@@ -287,6 +306,10 @@ impl Opened {
         let sources = settings.calibration.as_ref().map_or(&[][..], |name| &self.file.calibration[name].sources);
         let sources = sources.iter().map(|source| text_from(&self.folder, source)).collect();
         let options = settings.options(&self.file, sources).map_err(|error| error.to_string())?;
+        let options = match &settings.part {
+            Some(part) => part::applied(part, options, &checkpoint.config).map_err(|error| error.to_string())?,
+            None => options,
+        };
         let plan = options.clone().check(&checkpoint.config).map_err(|error| told(&error))?;
         let set = settings.calibration.as_ref().map(|name| {
             let windows = &options.windows;
@@ -312,7 +335,7 @@ impl Opened {
         let measured = |text: &PreparedText| settings.is_some() || text.measure != Measure::Divergence;
         let texts = self.texts.iter().enumerate().filter(|(_, text)| text.model == model && measured(text));
         let cells = texts.map(|(index, text)| Cell { key: cell_key(&configuration, text), text: index }).collect();
-        Unit { configuration, model: model.to_owned(), settings, options, plan, calibration, cells }
+        Unit { configuration, model: model.to_owned(), settings, options, plan, calibration, twin: false, cells }
     }
 
     /// Warns where calibration sets are too small for the model's widths.

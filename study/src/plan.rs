@@ -58,6 +58,9 @@ pub struct PlannedCell {
     /// What is measured.
     #[serde(default)]
     pub measure: Measure,
+    /// Whether it is there only to measure another's shortcut against.
+    #[serde(default)]
+    pub twin: bool,
 }
 
 impl Plan {
@@ -70,6 +73,7 @@ impl Plan {
             settings: unit.settings.clone(),
             evaluation: opened.texts[cell.text].name.clone(),
             measure: opened.texts[cell.text].measure,
+            twin: unit.twin,
         };
         let cells = opened.units.iter().flat_map(|unit| unit.cells.iter().map(move |of| cell(unit, of)));
         let file = &opened.file;
@@ -114,12 +118,17 @@ impl Plan {
 
     /// The settings that differ between cells, in the order of [`AXES`].
     pub fn varying(&self) -> Vec<&'static str> {
-        varying(&self.cells.iter().filter_map(|cell| cell.settings.as_ref()))
+        varying(&self.settings())
+    }
+
+    /// The settings of every cell that answers the question.
+    pub fn settings(&self) -> impl Iterator<Item = &Settings> + Clone {
+        self.cells.iter().filter(|cell| !cell.twin).filter_map(|cell| cell.settings.as_ref())
     }
 
     /// The settings that are the same in all cells, with their value.
     pub fn fixed(&self) -> Vec<(&'static str, String)> {
-        let settings: Vec<&Settings> = self.cells.iter().filter_map(|cell| cell.settings.as_ref()).collect();
+        let settings: Vec<&Settings> = self.settings().collect();
         let only = |axis: &&'static str| {
             let levels: BTreeSet<String> = settings.iter().filter_map(|settings| settings.level(axis)).collect();
             (levels.len() == 1).then(|| levels.first().map(|level| (*axis, level.clone()))).flatten()

@@ -98,7 +98,13 @@ pub fn heat_map(panel: &Panel) -> Result<String, StudyError> {
                 if entry.own {
                     area.draw(&Rectangle::new(corners, INK_COLOR.stroke_width(2)))?;
                 }
-                write(area, &panel.measure.change(entry.loss.value), (x + cell / 2, y + ROW / 2 + 2), 15, HPos::Center)?;
+                write(
+                    area,
+                    &panel.measure.change(entry.loss.value),
+                    (x + cell / 2, y + ROW / 2 + 2),
+                    15,
+                    HPos::Center,
+                )?;
             }
         }
         Ok(())
@@ -135,8 +141,10 @@ pub fn forest(measure: Measure, marks: &[Mark]) -> Result<String, StudyError> {
 /// Marks in the plane, numbered; strong ones are filled and joined: the front.
 pub fn scatter(measure: Measure, marks: &[Mark], across: &str) -> Result<String, StudyError> {
     drawn(420, |area| {
-        let (x, y) =
-            (range(marks.iter().map(|mark| mark.x)), range(marks.iter().flat_map(|mark| spread(measure, &mark.estimate))));
+        let (x, y) = (
+            range(marks.iter().map(|mark| mark.x)),
+            range(marks.iter().flat_map(|mark| spread(measure, &mark.estimate))),
+        );
         let mut builder = ChartBuilder::on(area);
         let mut chart = builder.margin(14).x_label_area_size(52).y_label_area_size(84).build_cartesian_2d(x, y)?;
         chart
@@ -265,7 +273,9 @@ mod tests {
             vec![mark("alone", 4.0, 0.0, None)],
             Vec::new(),
         ] {
-            for svg in [forest(Measure::Perplexity, &marks).unwrap(), scatter(Measure::Divergence, &marks, "across").unwrap()] {
+            for svg in
+                [forest(Measure::Perplexity, &marks).unwrap(), scatter(Measure::Divergence, &marks, "across").unwrap()]
+            {
                 assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
                 assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
                 assert!(!svg.contains("a & b"), "text is escaped");

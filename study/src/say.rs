@@ -1,24 +1,34 @@
 //! Numbers as people read them, and the sentences that answer a study's question.
 
 use crate::{
-    findings::{Contrast, Panel, Ranking, Row},
+    findings::{self, Contrast, Panel, Parts, Ranking, Row},
     measure::Measure,
     plan::Plan,
     results::Results,
     settings::words,
+    statistics::{Effect, Estimate},
 };
 
+/// Parts that a sentence names.
+const WORST: usize = 3;
 /// Configurations of the front that a sentence names.
 const NAMED: usize = 8;
 
 /// The answer, a sentence each.
 pub fn answers(results: &Results<'_>, panels: &[Panel], rankings: &[Ranking], rows: &[Row]) -> Vec<String> {
-        let measure = results.measure;
+    let measure = results.measure;
     let mut answers = Vec::new();
     answers.extend(panels.iter().filter_map(alignment));
     let aligned = panels.iter().any(|panel| panel.gain.is_some());
-    answers.extend(rankings.iter().filter(|ranking| !(aligned && ranking.axis == "calibration")).map(|ranking| best(measure, ranking)));
+    answers.extend(
+        rankings
+            .iter()
+            .filter(|ranking| !(aligned && ranking.axis == "calibration"))
+            .map(|ranking| best(measure, ranking)),
+    );
+    answers.extend(findings::parts(results).iter().map(|parts| worst(measure, parts)));
     answers.extend(front(results, rows));
+    answers.extend(shortcut(results));
     answers
 }
 
@@ -29,7 +39,10 @@ fn alignment(panel: &Panel) -> Option<String> {
     let noise = panel.seed_deviation.map_or_else(
         || "with one seed, the noise between samples of one source is not known".to_owned(),
         |deviation| {
-            format!("seeds of one source differ by {} (standard deviation)", panel.measure.change(deviation).trim_start_matches('+'))
+            format!(
+                "seeds of one source differ by {} (standard deviation)",
+                panel.measure.change(deviation).trim_start_matches('+')
+            )
         },
     );
     let verdict = match (gain.may_be_zero(), gain.value > 0.0, panel.seed_deviation) {
@@ -61,8 +74,10 @@ fn best(measure: Measure, ranking: &Ranking) -> String {
         text.extend(["; against it: ", &worse.join(", ")]);
     }
     if !equal.is_empty() {
-        let equal: Vec<String> =
-            equal.iter().map(|other| format!("{} ({})", name(&other.level), measure.interval(&other.estimate))).collect();
+        let equal: Vec<String> = equal
+            .iter()
+            .map(|other| format!("{} ({})", name(&other.level), measure.interval(&other.estimate)))
+            .collect();
         text.extend(["; not told apart from it: ", &equal.join(", ")]);
     }
     text + "."
@@ -89,6 +104,25 @@ fn enough(measure: Measure, ranking: &Ranking) -> String {
     }
 }
 
+/// Which parts do most of the damage, and whether parts add up to the whole.
+fn worst(measure: Measure, parts: &Parts) -> String {
+    let sum: f64 = parts.parts.iter().map(|(_, loss)| loss.value).sum();
+    let named = |(place, loss): &(String, Estimate)| format!("{place} ({})", measure.with_interval(loss));
+    let title = if parts.title.is_empty() { String::new() } else { format!("With {}: ", parts.title) };
+    let all = parts.all.as_ref().map(|all| measure.change(all.value));
+    if parts.how == "only" {
+        let worst = parts.parts.iter().take(WORST).map(named).collect::<Vec<_>>().join("; ");
+        let sum = measure.change(sum);
+        let whole = all.map_or_else(String::new, |all| format!(", and everything at once does {all}"));
+        return format!(
+            "{title}quantized alone, most damage does {worst}; all parts together, each alone, do {sum}{whole}."
+        );
+    }
+    let best = parts.parts.iter().rev().take(WORST).map(named).collect::<Vec<_>>().join("; ");
+    let whole = all.map_or_else(String::new, |all| format!(", of {all} with nothing restored"));
+    format!("{title}restored alone, most is given back by {best}: that is what remains{whole}.")
+}
+
 /// What no other setting beats in size and loss.
 fn front(results: &Results<'_>, rows: &[Row]) -> Option<String> {
     let mut front: Vec<&Row> = rows.iter().filter(|row| row.front).collect();
@@ -101,12 +135,28 @@ fn front(results: &Results<'_>, rows: &[Row]) -> Option<String> {
     let axes: Vec<&str> = results.plan.varying().into_iter().filter(|axis| *axis != "seed").collect();
     let named = front.iter().take(NAMED).filter_map(|row| {
         let label = results.groups[row.group].settings.label(&axes);
-        Some(format!("{label} ({:.2} bits per weight, {})", row.bits_per_weight?, results.measure.change(row.mean.as_ref()?.value)))
+        Some(format!(
+            "{label} ({:.2} bits per weight, {})",
+            row.bits_per_weight?,
+            results.measure.change(row.mean.as_ref()?.value)
+        ))
     });
     let named = named.collect::<Vec<_>>().join("; ");
     let more = front.len().saturating_sub(NAMED);
     let more = if more > 0 { format!("; and {more} more") } else { String::new() };
     Some(format!("Not beaten in size and loss at once, by these figures: {named}{more}."))
+}
+
+/// What the shortcut costs, averaged over evaluations and methods.
+fn shortcut(results: &Results<'_>) -> Option<String> {
+    let effects: Vec<Effect> = results.shortcuts().into_iter().map(|(_, _, effect)| effect).collect();
+    let estimate = Effect::average(&effects)?.estimate();
+    Some(format!(
+        "All of this was solved on the original model's statistics; against true sequence, measured on one configuration of \
+         each method, that changes {} by {}.",
+        results.measure.subject(),
+        results.measure.with_interval(&estimate)
+    ))
 }
 
 /// What the data can't tell; `all` holds the results of each measure.
@@ -129,9 +179,8 @@ pub fn limits(plan: &Plan, all: &[Results<'_>], comparisons: usize) -> Vec<Strin
     let lines = all.iter().flat_map(|results| results.groups.iter().flat_map(|group| &group.lines));
     let windows = lines.map(|line| line.blocks.len()).min();
     if let Some(windows) = windows.filter(|windows| *windows < 20) {
-        limits.push(format!(
-            "A text has only {windows} windows; bootstrap intervals of so few are somewhat too narrow."
-        ));
+        limits
+            .push(format!("A text has only {windows} windows; bootstrap intervals of so few are somewhat too narrow."));
     }
     let models = crate::results::distinct(plan.cells.iter().map(|cell| cell.model.as_str()));
     if let [model] = models[..] {
@@ -165,7 +214,6 @@ fn measured_only(all: &[Results<'_>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::statistics::Estimate;
 
     fn estimate(value: f64, half: f64) -> Estimate {
         Estimate { value, interval: Some([value - half, value + half]), seeds: 3, seed_deviation: Some(0.001) }
@@ -203,8 +251,10 @@ mod tests {
     #[test]
     fn enough_is_the_least_amount_that_cant_be_told_from_the_best() {
         let ranking = |others| Ranking { axis: "samples", best: "64".to_owned(), others };
-        let text =
-            enough(Measure::Perplexity, &ranking(vec![contrast("2", 0.2, 0.01), contrast("8", 0.1, 0.2), contrast("32", 0.01, 0.02)]));
+        let text = enough(
+            Measure::Perplexity,
+            &ranking(vec![contrast("2", 0.2, 0.01), contrast("8", 0.1, 0.2), contrast("32", 0.01, 0.02)]),
+        );
         assert!(text.starts_with("From 8 samples on"), "{text}");
         let text = enough(Measure::Perplexity, &ranking(vec![contrast("32", 0.1, 0.02)]));
         assert!(text.starts_with("Only 64 samples"), "{text}");

@@ -11,7 +11,7 @@
 //! file system, need no lock. A line that a crash cut short is recognised and passed over: its cell is computed again.
 //! Of several lines for a cell the first that was measured counts; a failed one counts while there is none.
 
-use crate::{StudyError, measure::Measure, settings::Settings};
+use crate::{StudyError, measure::Measure, places::Place, settings::Settings};
 use evaluate::{Measurement, statistics::Block, task::Metric};
 use model::checkpoint::SourceFile;
 use serde::{Deserialize, Serialize};
@@ -156,6 +156,9 @@ pub struct Diverged {
     pub largest: f64,
     /// Share of targets where both prefer the same token.
     pub same_top: f64,
+    /// The mean by kind of token and by place in the window.
+    #[serde(default)]
+    pub places: Vec<Place>,
     /// Targets.
     pub tokens: usize,
     /// Windows.
@@ -302,7 +305,8 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-fn now_nanoseconds() -> u128 {
+/// Nanoseconds since 1970.
+pub fn now_nanoseconds() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos())
 }
 

@@ -215,7 +215,12 @@ fn divergences_and_tasks_are_measured_like_perplexity() {
         let of = rows.iter().filter(|row| row["measure"] == "divergence" && row["bits"] == bits);
         of.map(|row| row["kl_mean"].as_f64().unwrap()).collect()
     };
-    assert!(kl(8).iter().zip(kl(2)).all(|(fine, coarse)| 0.0 < *fine && *fine < coarse / 10.0), "{:?} {:?}", kl(8), kl(2));
+    assert!(
+        kl(8).iter().zip(kl(2)).all(|(fine, coarse)| 0.0 < *fine && *fine < coarse / 10.0),
+        "{:?} {:?}",
+        kl(8),
+        kl(2)
+    );
     let scores = rows.iter().filter(|row| row["measure"] == "task");
     assert!(scores.filter(|row| row["bits"] == 8).all(|row| row["score"] == row["baseline_score"]));
 }
@@ -232,6 +237,104 @@ fn an_evaluation_that_contradicts_itself_is_refused() {
         let error = bench.fail(&["check"]);
         assert!(error.contains("evaluation.odd") && error.contains(part), "{error}");
     }
+}
+
+/// Six configurations on the original model's statistics, and one of each method solved both ways.
+fn sharing() -> String {
+    let study = SMALL
+        .replace("\"rtn\", \"gptq\"", "\"gptq\", \"awq\"")
+        .replace("bits = 2", "bits = [4, 3]\ninputs = \"original\"");
+    study
+        .replace("seed = [0, 1]", "seed = 0")
+        .replace("[\"prose\", \"code\"]", "\"prose\"")
+        .replace("[64, -1]", "[64, 32]")
+}
+
+#[test]
+fn shared_statistics_give_what_single_runs_give_to_the_bit() {
+    let shared = Bench::new(&sharing().replace("question =", "shortcut-check = false\nquestion ="));
+    let (_, told) = shared.succeed(&["run"]);
+    assert!(
+        told.contains("6 configurations share their statistics") && told.contains("6 configurations solved"),
+        "{told}"
+    );
+    assert!(!shared.path("study.results/work").exists());
+    let alone = Bench::new(&sharing().replace("question =", "keep = true\nshortcut-check = false\nquestion ="));
+    assert!(!alone.succeed(&["run"]).1.contains("share their statistics"));
+    let figures = |bench: &Bench| {
+        let mut lines = lines(&bench.path("study.results"));
+        lines.sort_by_key(|line| line["cell"].as_str().unwrap().to_owned());
+        let of = |line: &Value| {
+            let quantized = &line["quantized"];
+            let sizes = ["bits_per_weight", "bits_per_weight_all", "bytes"].map(|name| quantized[name].clone());
+            (line["cell"].clone(), line["blocks"].clone(), sizes)
+        };
+        lines.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(figures(&shared), figures(&alone));
+    assert_eq!(figures(&shared).len(), 14);
+    // What was captured serves the next study: nothing of the model is run again.
+    shared.change("bits = [4, 3]", "bits = [4, 3, 2]");
+    let (ran, _) = shared.succeed(&["run"]);
+    assert!(ran.contains("measured 6 cells, 14 were there already"), "{ran}");
+}
+
+#[test]
+fn what_sharing_costs_is_measured_on_one_configuration_of_each_method() {
+    let bench = Bench::new(&sharing());
+    let (ran, told) = bench.succeed(&["run"]);
+    assert!(
+        ran.contains("measured 18 cells") && told.contains("in true sequence, to measure the shortcut"),
+        "{ran}{told}"
+    );
+    let (answer, _) = bench.succeed(&["report"]);
+    assert!(
+        answer.contains("All of this was solved on the original model's statistics; against true sequence"),
+        "{answer}"
+    );
+    let markdown = fs::read_to_string(bench.path("study.results/report.md")).unwrap();
+    assert!(markdown.contains("What sharing statistics costs") && markdown.contains("inputs: original"), "{markdown}");
+}
+
+#[test]
+fn statistics_are_captured_mixed_and_solved_without_the_model_running() {
+    let bench = Bench::new("");
+    for (source, out) in [("demo:prose", "prose"), ("demo:code", "code")] {
+        let window = ["--samples", "4", "--sequence-length", "64"];
+        bench.succeed(&[&["capture", "demo", "--calibration", source, "--out", out][..], &window].concat());
+    }
+    let solve = |out: &str, more: &[&str]| {
+        bench
+            .succeed(
+                &[&["solve", "demo", "--statistics", "prose", "--bits", "3", "--group-size", "64", "--out", out], more]
+                    .concat(),
+            )
+            .0
+    };
+    let told = solve("one", &[]);
+    assert!(told.contains("solved: ") && told.contains("bits per quantized weight"), "{told}");
+    solve("mixed", &["--statistics", "code=3"]);
+    let weights = |folder: &str| fs::read(bench.path(folder).join("model.safetensors")).unwrap();
+    assert_ne!(weights("one"), weights("mixed"));
+    assert!(bench.fail(&["solve", "demo", "--statistics", "prose", "--out", "one"]).contains("one"));
+    fs::remove_file(bench.path("code/block-00000.safetensors")).unwrap();
+    let error = bench.fail(&["solve", "demo", "--statistics", "code", "--out", "other"]);
+    assert!(error.contains("block 0 of"), "{error}");
+}
+
+#[test]
+fn processes_share_the_work_and_a_killed_one_is_started_again() {
+    let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\""));
+    let (ran, told) = bench.succeed(&["run", "--on", "local", "--jobs", "2"]);
+    assert!(ran.contains("measured 6 cells, 0 were there already, 0 failed"), "{ran}");
+    assert!(told.contains("2 workers are through"), "{told}");
+    let results = bench.path("study.results");
+    let files = fs::read_dir(&results)
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("cells-"));
+    assert_eq!(files.count(), 2);
+    assert!(bench.succeed(&["run", "--on", "local"]).0.contains("measured 0 cells, 6 were there already"));
+    assert!(bench.succeed(&["report"]).0.contains("does best"));
 }
 
 #[test]
