@@ -23,7 +23,7 @@ use crate::{
     Hessian, QuantizeError,
     fold::{Folded, FoldedBlock},
     gptq::Gptq,
-    measure::{output_energy, scaled_rounding_energy},
+    measure::{output_energy, relative_output_error, scaled_rounding_energy},
     plan::AwqOptions,
     solver::{ClippingReport, Factorization, LayerReport, Solver, check_finite},
 };
@@ -142,6 +142,15 @@ impl Solver for Awq {
         report.seconds = started.elapsed().as_secs_f64();
         Ok((matrix, report))
     }
+
+    fn output_error(&self, linear: &Linear, changed: &[f32], hessian: &Hessian<'_>) -> f64 {
+        let none = Folded::nothing(linear);
+        let folded = self.folded.modules.get(&linear.name).unwrap_or(&none);
+        let restored = |scaled: &[f32]| folded.rows_restored(scaled, linear.inputs);
+        let (weight, changed) = (restored(&linear.weight), restored(changed));
+        let energy = output_energy(&weight, hessian.gram(), linear.inputs);
+        relative_output_error(&weight, &changed, energy, hessian.gram(), linear.inputs)
+    }
 }
 
 impl Awq {
@@ -151,10 +160,8 @@ impl Awq {
         let (gram, width) = (hessian.gram(), linear.inputs);
         let none = Folded::nothing(linear);
         let folded = self.folded.modules.get(&linear.name).unwrap_or(&none);
-        let energy = |scaled: &[f32]| output_energy(&folded.rows_restored(scaled, width), gram, width);
-        let whole = energy(&linear.weight);
+        let whole = output_energy(&folded.rows_restored(&linear.weight, width), gram, width);
         let relative = |lost: f64| if whole > 0.0 { lost.max(0.0) / whole } else { 0.0 };
-        let delta: Vec<f32> = linear.weight.iter().zip(matrix.dequantize()).map(|(w, q)| w - q).collect();
         // The input is `x / s`, so that an error E of the given weight does as much harm as E·s here.
         let mut nearest = folded.given(&linear.weight, width);
         block_solve::rounding_errors(&mut nearest, width, &matrix.spec);
@@ -162,7 +169,7 @@ impl Awq {
         LayerReport {
             tokens: hessian.tokens(),
             error_round_to_nearest: Some(relative(output_energy(&nearest, gram, width))),
-            error: Some(relative(energy(&delta))),
+            error: Some(self.output_error(linear, &matrix.dequantize(), hessian)),
             dead_columns: hessian.dead().to_vec(),
             scaling: folded.report.clone(),
             ..LayerReport::unmeasured(linear, &matrix.spec)

@@ -14,7 +14,7 @@
 use crate::{
     Hessian, QuantizeError,
     gptq::zero_dead_columns,
-    measure::{output_energy, relative_output_error},
+    measure::output_error,
     order::column_plan,
     plan::Method,
     solver::{Factorization, LayerReport, check_finite},
@@ -95,14 +95,10 @@ impl BlockSolver {
             let columns = importance.unwrap_or(hessian.diagonal());
             BlockMatrix::quantize(&linear.weight, linear.inputs, kind, Weighting::Importance(columns))
         };
-        let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
-        let error = |changed: &BlockMatrix| {
-            relative_output_error(&linear.weight, &changed.dequantize(), energy, hessian.gram(), linear.inputs)
-        };
         report.blocks = Some(kind);
         report.tokens = hessian.tokens();
-        report.error_round_to_nearest = Some(error(&plain));
-        report.error = Some(error(&matrix));
+        report.error_round_to_nearest = Some(output_error(linear, &plain.dequantize(), hessian));
+        report.error = Some(output_error(linear, &matrix.dequantize(), hessian));
         report.dead_columns = hessian.dead().to_vec();
         report.seconds = started.elapsed().as_secs_f64();
         Ok((matrix, report))

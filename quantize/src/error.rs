@@ -75,7 +75,7 @@ pub enum QuantizeError {
         path: PathBuf,
     },
     /// A journal file is damaged.
-    #[error("{path}: {what}; remove the file to have its block quantized again", path = path.display())]
+    #[error("{path}: {what}; remove the files of its block to have it quantized again", path = path.display())]
     Journal {
         /// The file.
         path: PathBuf,

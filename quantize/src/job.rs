@@ -219,7 +219,8 @@ impl Job {
                 .par_iter()
                 .filter_map(|linear| Some(self.round(linear, self.plan.spec_of(&linear.name)?)))
                 .collect::<Result<Vec<_>, _>>()?;
-            journal.store(index, &solved, &Tensors::new())?;
+            journal.store_part(index, 0, &solved)?;
+            journal.close(index, 1, &Tensors::new())?;
             for (_, report) in &solved {
                 progress.step(&report.module);
             }

@@ -3,14 +3,15 @@
 //! ```text
 //! OUT.partial/plan.json           every setting that shapes the output, hashes of model and calibration
 //! OUT.partial/lock                held while a run works here
-//! OUT.partial/block-00007.solved  all of block 7: integers, scales, zero-points, group indices, reports
+//! OUT.partial/block-00007.0       a part of block 7, one for each stage: integers, scales, zero-points, group indices, reports
+//! OUT.partial/block-00007.solved  says that block 7 is complete: how many parts it has, and what was folded into it
 //! OUT.partial/checkpoint/         what will become OUT; checkpoint.gguf where that is a file
 //! ```
 //!
-//! A block's file is a safetensors file (`<module>.codes` u8 `[outputs, inputs]`, `.scales` f16 and `.zeros` u8
-//! `[outputs, groups]`, `.group_index` u32 `[inputs]`; of a block format only `.blocks` u8; `<tensor>.folded` f32 for norms
-//! and biases that the method changed) with the reports as JSON in its metadata. It is written under another name, flushed
-//! and renamed: it is there whole or not at all, whenever the process dies.
+//! These are safetensors files. A part holds `<module>.codes` u8 `[outputs, inputs]`, `.scales` f16 and `.zeros` u8
+//! `[outputs, groups]`, `.group_index` u32 `[inputs]`, of a block format only `.blocks` u8, and the reports as JSON in its
+//! metadata; the closing file `<tensor>.folded` f32 for norms and biases that the method changed. Each is written under
+//! another name, flushed and renamed: it is there whole or not at all, whenever the process dies.
 
 use crate::{LayerReport, Matrix, QuantizeError, fold::Tensors};
 use console::files::write_atomically;
@@ -38,7 +39,7 @@ struct Finished {
     tensors: Arc<Tensors>,
 }
 
-/// What float tensors are called in a block's file.
+/// What float tensors are called in a closing file.
 const FOLDED: &str = ".folded";
 
 /// An opened work folder.
@@ -90,11 +91,21 @@ impl Journal {
         self.path(index).exists()
     }
 
-    /// Makes block `index` durable: its modules, and the norms and biases that became others.
-    pub fn store(&self, index: usize, block: &[Solved], tensors: &Tensors) -> Result<(), QuantizeError> {
-        let path = self.path(index);
-        let bytes = encode(block, tensors).map_err(|what| QuantizeError::Journal { path: path.clone(), what })?;
-        write_atomically(&path, &bytes).map_err(QuantizeError::io(&path))
+    /// Writes part `part` of block `index` and reads it back from the file.
+    pub fn store_part(&self, index: usize, part: usize, modules: &[Solved]) -> Result<Vec<Solved>, QuantizeError> {
+        let path = self.part_path(index, part);
+        self.write(&path, encode(modules))?;
+        read(&path, decode)
+    }
+
+    /// Block `index` is complete with its first `parts` parts and the norms and biases that became others.
+    pub fn close(&self, index: usize, parts: usize, tensors: &Tensors) -> Result<(), QuantizeError> {
+        self.write(&self.path(index), encode_closing(parts, tensors))
+    }
+
+    fn write(&self, path: &Path, bytes: Result<Vec<u8>, String>) -> Result<(), QuantizeError> {
+        let bytes = bytes.map_err(|what| QuantizeError::Journal { path: path.to_owned(), what })?;
+        write_atomically(path, &bytes).map_err(QuantizeError::io(path))
     }
 
     /// Block `index` as it was stored. The last block read is kept, since its modules are asked for one by one.
@@ -112,9 +123,11 @@ impl Journal {
         if let Some((_, block)) = last.as_ref().filter(|(known, _)| *known == index) {
             return Ok(block.clone());
         }
-        let path = self.path(index);
-        let bytes = fs::read(&path).map_err(QuantizeError::io(&path))?;
-        let (modules, tensors) = decode(&bytes).map_err(|what| QuantizeError::Journal { path, what })?;
+        let (parts, tensors) = read(&self.path(index), decode_closing)?;
+        let mut modules = Vec::new();
+        for part in 0..parts {
+            modules.extend(read(&self.part_path(index, part), decode)?);
+        }
         let block = Finished { modules: Arc::new(modules), tensors: Arc::new(tensors) };
         *last = Some((index, block.clone()));
         Ok(block)
@@ -128,6 +141,16 @@ impl Journal {
     fn path(&self, index: usize) -> PathBuf {
         self.folder.join(format!("block-{index:05}.solved"))
     }
+
+    fn part_path(&self, index: usize, part: usize) -> PathBuf {
+        self.folder.join(format!("block-{index:05}.{part}"))
+    }
+}
+
+/// What `decode` makes of the file at `path`.
+fn read<T>(path: &Path, decode: fn(&[u8]) -> Result<T, String>) -> Result<T, QuantizeError> {
+    let bytes = fs::read(path).map_err(QuantizeError::io(path))?;
+    decode(&bytes).map_err(|what| QuantizeError::Journal { path: path.to_owned(), what })
 }
 
 /// The lock goes with the process, however it ends.
@@ -218,9 +241,12 @@ fn listed(differences: &[String]) -> String {
     }
 }
 
-fn encode(block: &[Solved], tensors: &Tensors) -> Result<Vec<u8>, String> {
-    let mut stored: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-    for (matrix, report) in block {
+/// A tensor as it goes into a file: name, type, shape, bytes.
+type Entry = (String, Dtype, Vec<usize>, Vec<u8>);
+
+fn encode(modules: &[Solved]) -> Result<Vec<u8>, String> {
+    let mut stored: Vec<Entry> = Vec::new();
+    for (matrix, report) in modules {
         let name = |part: &str| format!("{}.{part}", report.module);
         let matrix = match matrix {
             Matrix::Grid(matrix) => matrix,
@@ -237,30 +263,48 @@ fn encode(block: &[Solved], tensors: &Tensors) -> Result<Vec<u8>, String> {
         stored.push((name("zeros"), Dtype::U8, vec![outputs, groups], matrix.zeros.clone()));
         stored.push((name("group_index"), Dtype::U32, vec![inputs], group_index));
     }
-    for (name, values) in tensors {
+    let reports: Vec<&LayerReport> = modules.iter().map(|(_, report)| report).collect();
+    serialize(&stored, "reports", serde_json::to_string(&reports).map_err(|error| error.to_string())?)
+}
+
+fn encode_closing(parts: usize, tensors: &Tensors) -> Result<Vec<u8>, String> {
+    let entry = |(name, values): (&String, &Vec<f32>)| {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        stored.push((format!("{name}{FOLDED}"), Dtype::F32, vec![values.len()], bytes));
-    }
-    let reports: Vec<&LayerReport> = block.iter().map(|(_, report)| report).collect();
-    let reports = serde_json::to_string(&reports).map_err(|error| error.to_string())?;
+        (format!("{name}{FOLDED}"), Dtype::F32, vec![values.len()], bytes)
+    };
+    serialize(&tensors.iter().map(entry).collect::<Vec<_>>(), "parts", parts.to_string())
+}
+
+/// A safetensors file of `stored`, with one line of metadata.
+fn serialize(stored: &[Entry], key: &str, value: String) -> Result<Vec<u8>, String> {
     let views = stored
         .iter()
         .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|error| error.to_string())?;
-    safetensors::serialize(views, Some(HashMap::from([("reports".to_owned(), reports)]))).map_err(|e| e.to_string())
+    safetensors::serialize(views, Some(HashMap::from([(key.to_owned(), value)]))).map_err(|e| e.to_string())
 }
 
-fn decode(bytes: &[u8]) -> Result<(Vec<Solved>, Tensors), String> {
+fn decode(bytes: &[u8]) -> Result<Vec<Solved>, String> {
+    let (file, reports) = deserialize(bytes, "reports")?;
+    let reports: Vec<LayerReport> = serde_json::from_str(&reports).map_err(|error| error.to_string())?;
+    reports.into_iter().map(|report| Ok((matrix_of(&report, &file)?, report))).collect()
+}
+
+fn decode_closing(bytes: &[u8]) -> Result<(usize, Tensors), String> {
+    let (file, parts) = deserialize(bytes, "parts")?;
+    Ok((parts.parse().map_err(|_| format!("`{parts}` is no number of parts"))?, folded(&file)?))
+}
+
+/// A safetensors file and the line of its metadata.
+fn deserialize<'a>(bytes: &'a [u8], key: &str) -> Result<(SafeTensors<'a>, String), String> {
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
     let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
-    let reports = metadata.metadata().as_ref().and_then(|map| map.get("reports")).ok_or("its reports are missing")?;
-    let reports: Vec<LayerReport> = serde_json::from_str(reports).map_err(|error| error.to_string())?;
-    let modules = reports.into_iter().map(|report| Ok((matrix_of(&report, &file)?, report)));
-    Ok((modules.collect::<Result<_, String>>()?, folded(&file)?))
+    let value = metadata.metadata().as_ref().and_then(|map| map.get(key)).ok_or_else(|| format!("it has no {key}"))?;
+    Ok((file, value.clone()))
 }
 
-/// The float tensors of a block's file.
+/// The float tensors of a closing file.
 fn folded(file: &SafeTensors<'_>) -> Result<Tensors, String> {
     let mut tensors = Tensors::new();
     for (name, tensor) in file.iter() {
@@ -357,7 +401,11 @@ mod tests {
         let journal = Journal::open(&out, &json!({"bits": 4}), false).unwrap();
         assert!(!journal.has(2));
         let tensors = Tensors::from([("a.weight".to_owned(), vec![1.5, -0.25]), ("b.bias".to_owned(), vec![1e-30])]);
-        journal.store(2, &block, &tensors).unwrap();
+        let (first, second) = block.split_at(3);
+        assert_eq!(journal.store_part(2, 0, first).unwrap(), first);
+        assert_eq!(journal.store_part(2, 1, second).unwrap(), second);
+        assert!(!journal.has(2), "it is not closed");
+        journal.close(2, 2, &tensors).unwrap();
         drop(journal);
         let journal = Journal::open(&out, &json!({"bits": 4}), false).unwrap();
         assert!(journal.has(2) && !journal.has(1));
@@ -372,7 +420,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
         let journal = Journal::open(&out, &json!({"settings": {"bits": 4, "skip": []}}), false).unwrap();
-        journal.store(0, &[solved("a", 1, 8)], &Tensors::new()).unwrap();
+        journal.store_part(0, 0, &[solved("a", 1, 8)]).unwrap();
+        journal.close(0, 1, &Tensors::new()).unwrap();
         drop(journal);
         let other = json!({"settings": {"bits": 3, "skip": []}});
         let error = Journal::open(&out, &other, false).err().unwrap().to_string();
@@ -398,11 +447,14 @@ mod tests {
 
     #[test]
     fn damaged_blocks_are_errors() {
-        let bytes = encode(&[solved("a", 3, 20)], &Tensors::new()).unwrap();
-        assert!(decode(&bytes).is_ok());
-        for length in [0, 7, 8, 40, bytes.len() - 1] {
-            assert!(decode(&bytes[..length]).is_err(), "{length}");
+        let part = encode(&[solved("a", 3, 20)]).unwrap();
+        let closing = encode_closing(3, &Tensors::from([("a".to_owned(), vec![1.0])])).unwrap();
+        assert!(decode(&part).is_ok() && decode_closing(&closing).is_ok());
+        assert!(decode(&closing).is_err() && decode_closing(&part).is_err(), "one is not the other");
+        for length in [0, 7, 8, 40] {
+            assert!(decode(&part[..length]).is_err() && decode_closing(&closing[..length]).is_err(), "{length}");
         }
+        assert!(decode(&part[..part.len() - 1]).is_err() && decode_closing(&closing[..closing.len() - 1]).is_err());
     }
 
     #[test]

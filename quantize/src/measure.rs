@@ -3,7 +3,9 @@
 //! Free of scale, of the number of tokens and of the width, so that layers and tools can be compared. Products are
 //! float32, sums over a row and over rows float64, in an order fixed by the shape.
 
+use crate::Hessian;
 use kernels::{QuantSpec, block_solve, gemm};
+use model::Linear;
 use rayon::prelude::*;
 
 /// Rows multiplied at once by one thread: enough to make reading `G` cheap beside the products.
@@ -45,6 +47,12 @@ pub fn relative_output_error(weight: &[f32], changed: &[f32], energy: f64, gram:
     let delta: Vec<f32> = weight.iter().zip(changed).map(|(w, c)| w - c).collect();
     let lost = output_energy(&delta, gram, width).max(0.0);
     if energy > 0.0 { lost / energy } else { 0.0 }
+}
+
+/// [`relative_output_error`] of `changed` in place of the weight of `linear`.
+pub fn output_error(linear: &Linear, changed: &[f32], hessian: &Hessian<'_>) -> f64 {
+    let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
+    relative_output_error(&linear.weight, changed, energy, hessian.gram(), linear.inputs)
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 
 use crate::{
     Hessian, QuantizeError,
-    measure::{output_energy, relative_output_error},
     solver::{LayerReport, Solver, check_finite},
 };
 use kernels::{QuantSpec, QuantizedMatrix, block_solve};
@@ -22,8 +21,7 @@ impl Solver for RoundToNearest {
     ) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
         let started = Instant::now();
         let (matrix, mut report) = round(linear, spec)?;
-        let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
-        let error = relative_output_error(&linear.weight, &matrix.dequantize(), energy, hessian.gram(), linear.inputs);
+        let error = self.output_error(linear, &matrix.dequantize(), hessian);
         report.tokens = hessian.tokens();
         report.error_round_to_nearest = Some(error);
         report.error = Some(error);

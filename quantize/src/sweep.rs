@@ -79,7 +79,7 @@ fn solve_block(
         let adequacy = check_statistics(&linears[0].name, statistics)?;
         let mut hessian = Hessian::new(statistics, &linears[0].name)?;
         for quantizer in &mut plain {
-            quantizer.solve_linears(&mut linears.to_vec(), statistics, &adequacy, &mut hessian)?;
+            quantizer.solve_linears(index, &mut linears.to_vec(), statistics, &adequacy, &mut hessian)?;
         }
     }
     for quantizer in plain {

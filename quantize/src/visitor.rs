@@ -1,12 +1,13 @@
 //! What the calibration driver calls back: solve a stage, keep its integers, make a finished block durable.
 
 use crate::{
-    Hessian, Journal, QuantizeError, Solver,
+    Hessian, Journal, LayerReport, QuantizeError, Solver,
     awq::Awq,
     blocks::BlockSolver,
     fold::{self, FoldedBlock, Tensors},
     gptq::Gptq,
     journal::Solved,
+    measure,
     plan::{HEAD, Method, Options, ValidPlan},
     rtn::RoundToNearest,
 };
@@ -32,7 +33,10 @@ pub struct Quantizer<'a> {
     /// Sums of squared activations of every module that was captured.
     pub sums: BTreeMap<String, Sums>,
     progress: &'a mut Progress,
-    block: Vec<Solved>,
+    /// Whether every output error is measured.
+    measured: bool,
+    /// Parts of the present block that are in the journal.
+    parts: usize,
 }
 
 /// A method as this visitor needs it.
@@ -73,8 +77,8 @@ impl<'a> Quantizer<'a> {
             Method::AwqGptq => Algorithm::Awq(awq(Some(gptq))),
         };
         let block_solver = BlockSolver { method, damping, act_order };
-        let (sums, block) = (BTreeMap::new(), Vec::new());
-        Self { plan, journal, algorithm, block_solver, importance, sums, progress, block }
+        let (sums, parts) = (BTreeMap::new(), 0);
+        Self { plan, journal, algorithm, block_solver, importance, sums, progress, measured, parts }
     }
 
     fn solver(&self) -> &dyn Solver {
@@ -89,21 +93,29 @@ impl<'a> Quantizer<'a> {
         self.plan.spec_of(HEAD).is_some() && !self.journal.has(self.plan.blocks() - 1)
     }
 
-    fn solve_stage(&mut self, linears: &mut [Linear], statistics: &LayerStatistics) -> Result<(), QuantizeError> {
+    /// Solves `linears`, makes them durable as a part of block `index`, and lets them compute with what the file holds.
+    fn solve_stage(
+        &mut self,
+        index: usize,
+        linears: &mut [Linear],
+        statistics: &LayerStatistics,
+    ) -> Result<(), QuantizeError> {
         let adequacy = check_statistics(&linears[0].name, statistics)?;
         let mut hessian = Hessian::new(statistics, &linears[0].name)?;
-        self.solve_linears(linears, statistics, &adequacy, &mut hessian)
+        self.solve_linears(index, linears, statistics, &adequacy, &mut hessian)
     }
 
-    /// Solves `linears`, whose shared input has `statistics`, with the factors that `hessian` has already.
+    /// The same for linears whose shared input has `statistics`, with the factors that `hessian` has already.
     pub(crate) fn solve_linears(
         &mut self,
+        index: usize,
         linears: &mut [Linear],
         statistics: &LayerStatistics,
         adequacy: &StageAdequacy,
         hessian: &mut Hessian<'_>,
     ) -> Result<(), QuantizeError> {
-        for linear in linears {
+        let mut solved = Vec::new();
+        for linear in linears.iter() {
             let Some(spec) = self.plan.spec_of(&linear.name) else { continue };
             self.sums.insert(linear.name.clone(), sums_of(statistics));
             let (matrix, mut report): Solved = if let Some(kind) = self.plan.blocks_of(&linear.name) {
@@ -116,11 +128,46 @@ impl<'a> Quantizer<'a> {
             };
             report.near_dead_columns.clone_from(&adequacy.near_dead_columns);
             report.effective_rank = Some(adequacy.effective_rank);
-            linear.weight = matrix.dequantize();
             self.progress.step(&linear.name);
-            self.block.push((matrix, report));
+            solved.push((matrix, report));
+        }
+        let stored = self.journal.store_part(index, self.parts, &solved)?;
+        self.parts += 1;
+        for (matrix, report) in &stored {
+            let linear =
+                linears.iter_mut().find(|linear| linear.name == report.module).expect("it was solved just now");
+            let weight = matrix.dequantize();
+            self.check_error(linear, &weight, report, hessian)?;
+            linear.weight = weight;
         }
         Ok(())
+    }
+
+    /// The output error, computed from what the file holds, must be the one in the report.
+    fn check_error(
+        &self,
+        linear: &Linear,
+        weight: &[f32],
+        report: &LayerReport,
+        hessian: &Hessian<'_>,
+    ) -> Result<(), QuantizeError> {
+        if report.error.is_none() && !self.measured {
+            return Ok(());
+        }
+        let error = match report.blocks {
+            Some(_) => measure::output_error(linear, weight, hessian),
+            None => self.solver().output_error(linear, weight, hessian),
+        };
+        if report.error == Some(error) {
+            return Ok(());
+        }
+        let what = format!("its output error is {error:e} by the file, {:?} by the solver", report.error);
+        Err(QuantizeError::Proof { module: report.module.clone(), what })
+    }
+
+    /// The present block is complete.
+    fn close(&mut self, index: usize, tensors: &Tensors) -> Result<(), QuantizeError> {
+        self.journal.close(index, std::mem::take(&mut self.parts), tensors)
     }
 }
 
@@ -164,21 +211,20 @@ impl Visitor for Quantizer<'_> {
 
     fn stage(
         &mut self,
-        _block: usize,
+        block: usize,
         _stage: Stage,
         linears: &mut [Linear],
         statistics: &LayerStatistics,
     ) -> Result<(), CalibrationError> {
-        Ok(self.solve_stage(linears, statistics)?)
+        Ok(self.solve_stage(block, linears, statistics)?)
     }
 
     fn block_done(&mut self, block: &Block) -> Result<(), CalibrationError> {
-        let solved = std::mem::take(&mut self.block);
         let folded = match &mut self.algorithm {
             Algorithm::Awq(awq) => std::mem::take(&mut awq.folded),
             Algorithm::Plain(_) => FoldedBlock::default(),
         };
-        Ok(self.journal.store(block.index, &solved, &folded.tensors)?)
+        Ok(self.close(block.index, &folded.tensors)?)
     }
 
     fn wants_head(&self) -> bool {
@@ -186,9 +232,9 @@ impl Visitor for Quantizer<'_> {
     }
 
     fn head(&mut self, head: &Head, statistics: &LayerStatistics) -> Result<(), CalibrationError> {
-        self.solve_stage(&mut [head_linear(head)], statistics)?;
-        let solved = std::mem::take(&mut self.block);
-        Ok(self.journal.store(self.plan.blocks() - 1, &solved, &Tensors::new())?)
+        let index = self.plan.blocks() - 1;
+        self.solve_stage(index, &mut [head_linear(head)], statistics)?;
+        Ok(self.close(index, &Tensors::new())?)
     }
 }
 
