@@ -78,7 +78,7 @@ fn solve_block(
         }
         let adequacy = check_statistics(&linears[0].name, statistics)?;
         let mut hessian = Hessian::new(statistics, &linears[0].name)?;
-        for quantizer in &mut plain {
+        for quantizer in plain.iter_mut().filter(|quantizer| quantizer.wants(linears)) {
             quantizer.solve_linears(index, &mut linears.to_vec(), statistics, &adequacy, &mut hessian)?;
         }
     }

@@ -236,7 +236,8 @@ fn one_column_is_rounded() {
 fn compensation_beats_rounding_on_correlated_inputs() {
     for act_order in [ActOrder::None, ActOrder::Desc, ActOrder::Static, ActOrder::Group] {
         let problem = problem(7, 24, 64, 300, &[]);
-        let (_, report) = solve(&Gptq { measured: true, damping: DAMPING }, &problem, &spec(act_order, 3, Some(16), false)).unwrap();
+        let (_, report) =
+            solve(&Gptq { measured: true, damping: DAMPING }, &problem, &spec(act_order, 3, Some(16), false)).unwrap();
         let (error, nearest) = (report.error.unwrap(), report.error_round_to_nearest.unwrap());
         assert!(error < 0.8 * nearest, "{act_order:?}: {error} against {nearest}");
     }
@@ -275,7 +276,8 @@ fn the_reported_error_is_that_of_the_integers() {
 fn a_singular_hessian_is_rescued_and_said_so() {
     // Two tokens for 40 columns, no damping: no arithmetic can factor that.
     let problem = problem(13, 8, 40, 2, &[]);
-    let (_, report) = solve(&Gptq { measured: true, damping: 0.0 }, &problem, &spec(ActOrder::Static, 4, Some(8), true)).unwrap();
+    let (_, report) =
+        solve(&Gptq { measured: true, damping: 0.0 }, &problem, &spec(ActOrder::Static, 4, Some(8), true)).unwrap();
     let used = report.factorization.unwrap();
     assert_eq!(used.damping_asked, 0.0);
     assert!(used.damping > 0.0 || !used.degenerate_columns.is_empty(), "{used:?}");

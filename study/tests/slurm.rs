@@ -15,7 +15,7 @@ use std::{
 use tempfile::TempDir;
 
 /// Longest that anything here may take.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(400);
 
 const STUDY: &str = r#"
 name = "queued"
@@ -95,7 +95,7 @@ impl Slurm {
             fs::create_dir(self.path(part)).unwrap();
         }
         format!(
-            "ClusterName=test\nSlurmctldHost={host}(127.0.0.1)\nAuthType=auth/munge\nProctrackType=proctrack/pgid\n\
+            "ClusterName=test\nSlurmctldHost={host}(127.0.0.1)\nAuthType=auth/munge\nAuthInfo=cred_expire=20\nProctrackType=proctrack/pgid\n\
              TaskPlugin=task/none\nSwitchType=switch/none\nMpiDefault=none\nSlurmUser=root\nReturnToService=2\n\
              SelectType=select/cons_tres\nSelectTypeParameters=CR_Core\nKillWait=2\nSlurmdTimeout=10\n\
              SlurmctldPidFile={folder}/slurmctld.pid\nSlurmdPidFile={folder}/slurmd.pid\n\
@@ -134,10 +134,12 @@ impl Slurm {
         Some(fs::read_to_string(self.path(&format!("{daemon}.pid"))).ok()?.trim().to_owned())
     }
 
-    /// Kills the node's daemon and the worker with it, as a crash of the machine would.
+    /// Kills the node's daemon, what it started the job with, and the job, as a crash of the machine would.
     fn lose_node(&self, worker: &str) {
         let own = self.pid("slurmd").expect("the node runs");
-        for pid in [own.as_str(), worker] {
+        let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim();
+        for pid in [own.as_str(), parent, worker] {
             process::Command::new("kill").args(["-9", pid]).status().unwrap();
         }
     }

@@ -239,7 +239,7 @@ fn an_evaluation_that_contradicts_itself_is_refused() {
     }
 }
 
-/// Six configurations on the original model's statistics, and one of each method solved both ways.
+/// Eight configurations on the original model's statistics, and one of each method solved both ways.
 fn sharing() -> String {
     let study = SMALL
         .replace("\"rtn\", \"gptq\"", "\"gptq\", \"awq\"")
@@ -255,7 +255,7 @@ fn shared_statistics_give_what_single_runs_give_to_the_bit() {
     let shared = Bench::new(&sharing().replace("question =", "shortcut-check = false\nquestion ="));
     let (_, told) = shared.succeed(&["run"]);
     assert!(
-        told.contains("6 configurations share their statistics") && told.contains("6 configurations solved"),
+        told.contains("8 configurations share their statistics") && told.contains("8 configurations solved"),
         "{told}"
     );
     assert!(!shared.path("study.results/work").exists());
@@ -272,11 +272,11 @@ fn shared_statistics_give_what_single_runs_give_to_the_bit() {
         lines.iter().map(of).collect::<Vec<_>>()
     };
     assert_eq!(figures(&shared), figures(&alone));
-    assert_eq!(figures(&shared).len(), 14);
+    assert_eq!(figures(&shared).len(), 18);
     // What was captured serves the next study: nothing of the model is run again.
     shared.change("bits = [4, 3]", "bits = [4, 3, 2]");
     let (ran, _) = shared.succeed(&["run"]);
-    assert!(ran.contains("measured 6 cells, 14 were there already"), "{ran}");
+    assert!(ran.contains("measured 8 cells, 18 were there already"), "{ran}");
 }
 
 #[test]
@@ -284,7 +284,7 @@ fn what_sharing_costs_is_measured_on_one_configuration_of_each_method() {
     let bench = Bench::new(&sharing());
     let (ran, told) = bench.succeed(&["run"]);
     assert!(
-        ran.contains("measured 18 cells") && told.contains("in true sequence, to measure the shortcut"),
+        ran.contains("measured 22 cells") && told.contains("in true sequence, to measure the shortcut"),
         "{ran}{told}"
     );
     let (answer, _) = bench.succeed(&["report"]);
@@ -430,4 +430,61 @@ fn what_cannot_be_is_refused_with_the_reason() {
     assert!(error.contains("study.toml is no study") && error.contains("unknown field `bitz`"), "{error}");
     assert!(bench.fail(&["report"]).contains("holds no results of this study"));
     assert!(bench.fail(&["check", "none.toml"]).contains("none.toml: No such file"));
+}
+
+#[test]
+fn parts_are_ranked_and_bits_suggested_under_a_budget() {
+    let study = SMALL.replace("\"rtn\", \"gptq\"", "\"gptq\"").replace("seed = [0, 1]", "seed = 0");
+    let study =
+        study.replace("bits = 2", "bits = [4, 2]\ninputs = \"original\"\npart = [\"all\", \"only each layer stage\"]");
+    let study = study.replace("group-size = [64, -1]", "group-size = 64").replace("[\"prose\", \"code\"]", "\"prose\"");
+    let study = study.replace("protocol =", "measure = \"divergence\"\nprotocol =");
+    let bench = Bench::new(&format!("shortcut-check = false\n{study}"));
+    bench.succeed(&["run"]);
+    let (answer, _) = bench.succeed(&["report"]);
+    assert!(answer.contains("quantized alone, most damage does layer "), "{answer}");
+    assert!(answer.contains("and everything at once does"), "{answer}");
+    let markdown = fs::read_to_string(bench.path("study.results/report.md")).unwrap();
+    assert!(
+        markdown.contains("Damage of each part alone, 4 bits") && markdown.contains("| punctuation |"),
+        "{markdown}"
+    );
+    let suggested = |bytes: &str| {
+        let (json, _) = bench.succeed(&["suggest", "--bytes", bytes, "--json"]);
+        let json: Value = serde_json::from_str(&json).unwrap();
+        let suggestion = &json["suggestion"];
+        let two = suggestion["choices"].as_array().unwrap().iter().filter(|choice| choice["bits"] == 2).count();
+        (suggestion["bytes"].as_u64().unwrap(), two)
+    };
+    let all = suggested("1GiB");
+    assert_eq!(all.1, 0);
+    let less = suggested(&format!("{}B", all.0 - 100_000));
+    assert!(less.0 <= all.0 - 100_000 && less.1 > 0, "{less:?}");
+    // What the sizes of single parts add up to is what everything together takes.
+    let lines = lines(&bench.path("study.results"));
+    let whole = lines.iter().find(|line| line["settings"]["bits"] == 4 && line["settings"]["part"].is_null()).unwrap();
+    assert_eq!(whole["quantized"]["bytes"], all.0);
+    assert!(bench.fail(&["suggest", "--bytes", "1KiB"]).contains("too few"));
+}
+
+#[test]
+fn blocks_of_gguf_are_a_format_like_others() {
+    let study = SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\", \"rtn+importance\"").replace("seed = [0, 1]", "seed = 0");
+    let study = study.replace("bits = 2", "bits = [4, 3]\nformat = [\"gguf:Q4_0\", \"gguf:Q8_0\"]");
+    let bench = Bench::new(&study.replace("[\"prose\", \"code\"]", "\"prose\""));
+    let (ran, told) = bench.succeed(&["run"]);
+    // Bits and groups make no cells: two formats, two methods, and the unquantized model, on two texts.
+    assert!(ran.contains("measured 10 cells, 0 were there already, 0 failed"), "{ran}{told}");
+    assert!(!bench.path("study.results/work").exists());
+    let (answer, _) = bench.succeed(&["report"]);
+    assert!(answer.contains("format gguf:Q8_0 does best"), "{answer}");
+}
+
+#[test]
+fn a_table_is_exported_to_parquet() {
+    let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\""));
+    bench.succeed(&["run"]);
+    bench.succeed(&["export", "--format", "parquet", "--out", "cells.parquet"]);
+    let bytes = fs::read(bench.path("cells.parquet")).unwrap();
+    assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
 }
