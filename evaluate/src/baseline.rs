@@ -5,6 +5,7 @@ use crate::{
     EvaluateError, Measurement, Prepared, Resolved, compare::same_tokens, report::ModelReport, source::Source,
     statistics::Block,
 };
+use kernels::Compute;
 use model::Checkpoint;
 use serde::Deserialize;
 use std::{fs, path::Path};
@@ -37,17 +38,24 @@ struct StoredText {
 }
 
 impl Baseline {
-    /// Opens a result file where `reference` names a `.json` file, and a checkpoint otherwise.
-    pub fn open(reference: &str) -> Result<Self, EvaluateError> {
+    /// Opens a result file where `reference` names a `.json` file, and a checkpoint otherwise. A result must come from the
+    /// arithmetic that the model is run with.
+    pub fn open(reference: &str, compute: Compute) -> Result<Self, EvaluateError> {
         let path = Path::new(reference);
         if path.extension().is_some_and(|extension| extension == "json") && path.is_file() {
             let stored = |what: String| EvaluateError::StoredBaseline { file: reference.to_owned(), what };
             let text = fs::read(path).map_err(|error| stored(error.to_string()))?;
             let result: StoredResult = serde_json::from_slice(&text)
                 .map_err(|error| stored(format!("it is not a result of `evaluate MODEL --json=FILE`: {error}")))?;
+            if result.model.compute != compute {
+                return Err(stored(format!(
+                    "it was measured with `--compute {}`, not `{compute}`",
+                    result.model.compute
+                )));
+            }
             return Ok(Self::Stored(Box::new(StoredResult { reference: reference.to_owned(), ..result })));
         }
-        Ok(Self::Model(Box::new(Checkpoint::open(reference)?)))
+        Ok(Self::Model(Box::new(Checkpoint::open(reference)?.computed(compute))))
     }
 
     /// The longest sequence it takes; a result file sets no limit, as its windows must be the model's anyway.

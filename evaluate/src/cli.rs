@@ -7,6 +7,7 @@ use evaluate::{
     protocol::{Changes, PROTOCOLS, TextHandling},
     score::DEFAULT_MEMORY,
 };
+use kernels::Compute;
 use std::path::PathBuf;
 
 /// Measure a language model, and what quantization did to it: perplexity, divergence, tasks.
@@ -252,6 +253,16 @@ pub(crate) struct Measure {
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 
+    /// Arithmetic of the decoder's dense products
+    ///
+    /// Changes results a little: compare only runs with the same.
+    #[arg(long, value_enum, default_value_t = ComputeName::F32)]
+    pub(crate) compute: ComputeName,
+
+    /// Arithmetic of the baseline, to see what another one costs in itself [default: as --compute]
+    #[arg(long, value_enum, value_name = "COMPUTE", requires = "baseline")]
+    pub(crate) baseline_compute: Option<ComputeName>,
+
     /// Memory for the hidden states of windows that are scored together, e.g. `512MiB` or `2GiB` [default: 1GiB]
     ///
     /// Weights are brought in once for each such batch of windows: less memory means more reading. Does not change a
@@ -282,6 +293,27 @@ pub(crate) enum Text {
     Joined,
     /// The file as it is
     Raw,
+}
+
+/// Ways to multiply.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ComputeName {
+    /// Float32
+    F32,
+    /// Operands split into two bfloat16 numbers, three products: nearly float32; fast where the processor has AMX
+    Bf16x3,
+    /// Operands rounded to bfloat16: fast where the processor has AMX or AVX-512 BF16, and the least exact
+    Bf16,
+}
+
+impl From<ComputeName> for Compute {
+    fn from(name: ComputeName) -> Self {
+        match name {
+            ComputeName::F32 => Self::F32,
+            ComputeName::Bf16x3 => Self::Bf16x3,
+            ComputeName::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 fn protocol(name: &str) -> Result<&'static Protocol, String> {

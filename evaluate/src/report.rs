@@ -9,6 +9,7 @@ use crate::{
     statistics::{Block, DRAWS, Estimate},
     task_report::{self, TaskReport},
 };
+use kernels::Compute;
 use model::checkpoint::SourceFile as ModelFile;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,9 @@ pub struct ModelReport {
     pub reference: String,
     /// Its files with their hashes.
     pub files: Vec<ModelFile>,
+    /// The arithmetic it was run with.
+    #[serde(default)]
+    pub compute: Compute,
 }
 
 /// A protocol with every number that was used.

@@ -19,6 +19,7 @@ use evaluate::{
     source::Source,
     statistics::Block,
 };
+use kernels::Compute;
 use model::Checkpoint;
 use std::{io::Write as _, path::PathBuf, time::Instant};
 
@@ -84,8 +85,9 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
         Some(Some(path)) => Some(Output::open(path).with_context(|| path.display().to_string())?),
         _ => None,
     };
-    let checkpoint = Checkpoint::open(&measure.model)?;
-    let baseline = measure.baseline.as_deref().map(Baseline::open).transpose()?;
+    let checkpoint = Checkpoint::open(&measure.model)?.computed(measure.compute.into());
+    let theirs = measure.baseline_compute.unwrap_or(measure.compute).into();
+    let baseline = measure.baseline.as_deref().map(|reference| Baseline::open(reference, theirs)).transpose()?;
     if let (Some(Baseline::Stored(_)), true) = (&baseline, measure.divergence) {
         anyhow::bail!("`--divergence` needs the baseline model itself: a result file holds no distributions");
     }
@@ -209,6 +211,11 @@ fn announce(measure: &Measure, threads: usize, resolved: Resolved, texts: &[Text
         say(&format!("BOS        {}", prepared.beginning));
     }
     let memory = console::machine::bytes(measure.memory());
+    let compute = Compute::from(measure.compute);
+    say(&format!("compute    {compute} ({})", compute.unit()));
+    if let Some(compute) = measure.baseline_compute.map(Compute::from) {
+        say(&format!("           {compute} ({}) for the baseline", compute.unit()));
+    }
     say(&format!("threads    {threads}; {memory} for hidden states; seed {}", measure.seed));
 }
 
@@ -233,7 +240,7 @@ fn place(step: score::Step, windows: usize) -> String {
 /// Files are hashed only where the hashes are shown.
 fn describe(measure: &Measure, checkpoint: &Checkpoint) -> anyhow::Result<ModelReport> {
     let files = if measure.json.is_some() { checkpoint.source_files()? } else { Vec::new() };
-    Ok(ModelReport { reference: checkpoint.reference.clone(), files })
+    Ok(ModelReport { reference: checkpoint.reference.clone(), files, compute: checkpoint.compute })
 }
 
 fn describe_baseline(measure: &Measure, baseline: Baseline) -> anyhow::Result<ModelReport> {

@@ -6,7 +6,7 @@
 use kernels::attention::Attention;
 use kernels::block_solve::{ColumnPlan, compensate, round_to_nearest};
 use kernels::cholesky::{Precision, inverse_upper_factor};
-use kernels::{ActOrder, QuantSpec, ScaleSearch, activation, gemm, gram, log_probability, norm};
+use kernels::{ActOrder, Compute, QuantSpec, ScaleSearch, activation, gemm, gram, log_probability, norm};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -71,9 +71,11 @@ fn products(report: &Report) {
         let (x, w) = (numbers(rows * inputs), numbers(outputs * inputs));
         let mut out = vec![0.0; rows * outputs];
         let giga = 2e-9 * (rows * inputs * outputs) as f64;
-        report(&format!("linear {rows}x{inputs}x{outputs}"), giga, "GFLOP/s", &mut || {
-            gemm::linear(&x, &w, None, inputs, black_box(&mut out));
-        });
+        for compute in [Compute::F32, Compute::Bf16x3, Compute::Bf16] {
+            report(&format!("linear {compute} {rows}x{inputs}x{outputs}"), giga, "GFLOP/s", &mut || {
+                compute.linear(&x, &w, None, inputs, black_box(&mut out));
+            });
+        }
     }
     for (rows, inputs, outputs) in [(1, 896, 4864), (4, 896, 4864), (16, 896, 4864), (16, 4864, 896), (16, 576, 49152)]
     {
@@ -109,7 +111,7 @@ fn layers(report: &Report) {
         let targets: Vec<u32> = (0..rows as u32).collect();
         let giga = 2e-9 * (rows * inputs * vocabulary) as f64;
         report(&format!("log probability {rows}x{inputs}x{vocabulary}"), giga, "GFLOP/s", &mut || {
-            black_box(log_probability::negative_log_likelihood(&x, &head, inputs, &targets));
+            black_box(log_probability::negative_log_likelihood(Compute::F32, &x, &head, inputs, &targets));
         });
     }
     let (mut gate, up) = (numbers(1 << 20), numbers(1 << 20));

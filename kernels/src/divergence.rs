@@ -11,7 +11,7 @@
 //! Products are float32, everything after them float64: the tests resolve 5e-8 nats to a per cent. Logits equal to
 //! the bit give exactly zero, since every `a - b` is and both logarithms are the same number.
 
-use crate::gemm::{Old, Strided, StridedMut, product};
+use crate::{Compute, compute::Prepared};
 
 /// Entries of the vocabulary in a tile.
 const COLUMNS: usize = 1024;
@@ -27,6 +27,8 @@ pub struct Side<'a> {
     pub head: &'a [f32],
     /// Numbers in a row of either.
     pub width: usize,
+    /// How the two are multiplied.
+    pub compute: Compute,
 }
 
 /// What one target position says about two models.
@@ -55,9 +57,11 @@ pub fn divergence(baseline: Side<'_>, model: Side<'_>, targets: &[u32]) -> Vec<D
     let mut logits = [vec![0.0; tile], vec![0.0; tile]];
     for first in (0..vocabulary).step_by(COLUMNS) {
         let columns = COLUMNS.min(vocabulary - first);
+        let heads = [baseline, model].map(|side| side.prepare(first..first + columns));
         for (index, rows) in rows.chunks_mut(ROWS).enumerate() {
-            for (side, logits) in [baseline, model].into_iter().zip(&mut logits) {
-                multiply(side, index * ROWS..index * ROWS + rows.len(), first..first + columns, logits);
+            for ((side, head), logits) in [baseline, model].into_iter().zip(&heads).zip(&mut logits) {
+                let x = &side.x[index * ROWS * side.width..][..rows.len() * side.width];
+                head.multiply(x, &mut logits[..rows.len() * columns]);
             }
             let [a, b] = &logits;
             for ((row, a), b) in rows.iter_mut().zip(a.chunks_exact(columns)).zip(b.chunks_exact(columns)) {
@@ -68,17 +72,11 @@ pub fn divergence(baseline: Side<'_>, model: Side<'_>, targets: &[u32]) -> Vec<D
     rows.iter().map(Row::finish).collect()
 }
 
-/// `out = x[rows] · head[columns]ᵀ`.
-fn multiply(side: Side<'_>, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>, out: &mut [f32]) {
-    let width = side.width;
-    product(
-        [rows.len(), columns.len(), width],
-        StridedMut { data: out, row: columns.len(), column: 1 },
-        Old::Overwrite,
-        1.0,
-        Strided { data: &side.x[rows.start * width..rows.end * width], row: width, column: 1 },
-        Strided { data: &side.head[columns.start * width..columns.end * width], row: 1, column: width },
-    );
+impl<'a> Side<'a> {
+    /// The rows of the head for `columns` of the vocabulary.
+    fn prepare(&self, columns: std::ops::Range<usize>) -> Prepared<'a> {
+        self.compute.prepare(&self.head[columns.start * self.width..columns.end * self.width], self.width)
+    }
 }
 
 /// One side's softmax as far as the vocabulary has been walked.
@@ -200,8 +198,12 @@ mod tests {
         ] {
             let x = widths.map(|width| random(rows * width, 1).iter().map(|v| v * spread).collect::<Vec<f32>>());
             let heads = widths.map(|width| random(vocabulary * width, width as u64));
-            let [baseline, model] =
-                std::array::from_fn(|side| Side { x: &x[side], head: &heads[side], width: widths[side] });
+            let [baseline, model] = std::array::from_fn(|side| Side {
+                x: &x[side],
+                head: &heads[side],
+                width: widths[side],
+                compute: Compute::F32,
+            });
             let targets: Vec<u32> = (0..rows).map(|r| (r * 7919 % vocabulary) as u32).collect();
             let got = divergence(baseline, model, &targets);
             let expected = reference(baseline, model, &targets);
@@ -226,7 +228,7 @@ mod tests {
         let mut changed = head.clone();
         changed[5 * width..6 * width].iter_mut().for_each(|w| *w *= 1.0 + 2f32.powi(-9));
         let targets = [5; 4];
-        let [a, b] = [&head, &changed].map(|head| Side { x: &x, head, width });
+        let [a, b] = [&head, &changed].map(|head| Side { x: &x, head, width, compute: Compute::F32 });
         for (got, expected) in divergence(a, b, &targets).iter().zip(reference(a, b, &targets)) {
             assert!(expected.kl < 1e-7 && got.kl >= 0.0, "{expected:?}");
             // Logits err by 1e-6 relative to their difference of 1e-3: KL to a per cent.
@@ -237,7 +239,7 @@ mod tests {
     #[test]
     fn equal_models_give_exactly_zero() {
         let (x, head) = (random(300 * 40, 1), random(1500 * 40, 2));
-        let side = Side { x: &x, head: &head, width: 40 };
+        let side = Side { x: &x, head: &head, width: 40, compute: Compute::F32 };
         let targets: Vec<u32> = (0..300).collect();
         for got in divergence(side, side, &targets) {
             assert_eq!((got.kl, got.same_top), (0.0, true));
@@ -247,7 +249,7 @@ mod tests {
 
     #[test]
     fn extremes_and_ties() {
-        let side = |head: &'static [f32]| Side { x: &[1.0], head, width: 1 };
+        let side = |head: &'static [f32]| Side { x: &[1.0], head, width: 1, compute: Compute::F32 };
         // Certain of different tokens: log p / q is the distance of the logits.
         let got = divergence(side(&[1000.0, 0.0]), side(&[0.0, 1000.0]), &[0])[0];
         assert_eq!((got.kl, got.same_top, got.baseline, got.model), (1000.0, false, 0.0, 1000.0));

@@ -1,6 +1,9 @@
 //! What the numerical loops find on this machine, and how fast they are on it.
 
-use crate::gemm::linear;
+use crate::{
+    Compute,
+    bfloat16::{self, Unit},
+};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::{
@@ -18,8 +21,10 @@ pub struct Findings {
     pub architecture: &'static str,
     /// Vector extensions granted by processor and system, of those that matter to dense products.
     pub extensions: Vec<&'static str>,
-    /// The dense product's instructions; all arithmetic is float32.
+    /// The float32 product's instructions.
     pub product: &'static str,
+    /// What multiplies bfloat16 numbers.
+    pub bfloat16: &'static str,
     /// The other loops' instructions.
     pub loops: &'static str,
     /// Threads of the present pool.
@@ -28,16 +33,19 @@ pub struct Findings {
     pub gflops_one_thread: f64,
     /// The same on all threads together.
     pub gflops_all_threads: f64,
+    /// Of a product of numbers rounded to bfloat16, on all threads together, where there are instructions for it.
+    pub gflops_bfloat16_all_threads: Option<f64>,
     /// Whether a graphics processor can be used.
     pub cuda: &'static str,
 }
 
-/// Looks, and times a product for about a second: half of it on one thread, half on all of the current pool.
+/// Looks, and times products for about a second: float32 on one thread and on all of the current pool, bfloat16 on all.
 pub fn examine() -> Findings {
     let threads = rayon::current_num_threads();
     let extensions = extensions();
     let has = |names: &[&str]| names.iter().all(|name| extensions.contains(name));
-    let half = Duration::from_millis(500);
+    let third = Duration::from_millis(333);
+    let all = |compute: Compute| (0..threads).into_par_iter().with_max_len(1).map(|_| gflops(compute, third)).sum();
     Findings {
         architecture: std::env::consts::ARCH,
         product: if has(&["avx512f"]) {
@@ -50,8 +58,10 @@ pub fn examine() -> Findings {
         loops: if has(&["avx2", "fma"]) { "AVX2" } else { "baseline of the architecture" },
         extensions,
         threads,
-        gflops_one_thread: gflops(half),
-        gflops_all_threads: (0..threads).into_par_iter().with_max_len(1).map(|_| gflops(half)).sum(),
+        bfloat16: bfloat16::unit().map_or("no instructions", Unit::name),
+        gflops_one_thread: gflops(Compute::F32, third),
+        gflops_all_threads: all(Compute::F32),
+        gflops_bfloat16_all_threads: bfloat16::unit().map(|_| all(Compute::Bf16)),
         cuda: "not in this build",
     }
 }
@@ -65,6 +75,7 @@ fn extensions() -> Vec<&'static str> {
             ("f16c", is_x86_feature_detected!("f16c")),
             ("avx512f", is_x86_feature_detected!("avx512f")),
             ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+            ("amx-bf16", bfloat16::unit() == Some(Unit::Amx)),
             ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
         ];
         granted.into_iter().filter(|(_, granted)| *granted).map(|(name, _)| name).collect()
@@ -73,14 +84,14 @@ fn extensions() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// The speed of [`linear`] on this thread, timed for `duration` at least.
-fn gflops(duration: Duration) -> f64 {
+/// The speed of a product on this thread, timed for `duration` at least.
+fn gflops(compute: Compute, duration: Duration) -> f64 {
     let (x, w) = (vec![0.5; EDGE * EDGE], vec![0.25; EDGE * EDGE]);
     let mut out = vec![0.0; EDGE * EDGE];
-    linear(&x, &w, None, EDGE, &mut out);
+    compute.linear(&x, &w, None, EDGE, &mut out);
     let (started, mut products) = (Instant::now(), 0);
     while started.elapsed() < duration {
-        linear(black_box(&x), &w, None, EDGE, black_box(&mut out));
+        compute.linear(black_box(&x), &w, None, EDGE, black_box(&mut out));
         products += 1;
     }
     2e-9 * (products * EDGE.pow(3)) as f64 / started.elapsed().as_secs_f64()

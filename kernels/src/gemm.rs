@@ -102,11 +102,14 @@ pub fn linear(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize, out: &m
         Strided { data: w, row: 1, column: inputs },
     );
     if let Some(bias) = bias {
-        for row in out.chunks_exact_mut(outputs) {
-            for (out, bias) in row.iter_mut().zip(bias) {
-                *out += bias;
-            }
-        }
+        add_bias(out, bias);
+    }
+}
+
+/// Adds `bias` to every row of `out`.
+pub(crate) fn add_bias(out: &mut [f32], bias: &[f32]) {
+    for row in out.chunks_exact_mut(bias.len()) {
+        row.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
     }
 }
 
@@ -124,9 +127,7 @@ pub fn linear_few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize
     );
     few_rows(x, w, inputs, out);
     if let Some(bias) = bias {
-        for row in out.chunks_exact_mut(outputs) {
-            row.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
-        }
+        add_bias(out, bias);
     }
 }
 

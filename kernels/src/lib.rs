@@ -10,9 +10,11 @@
 
 pub mod activation;
 pub mod attention;
+pub mod bfloat16;
 pub mod block_solve;
 pub mod cholesky;
 pub mod clip;
+pub mod compute;
 mod dispatch;
 pub mod divergence;
 pub mod doctor;
@@ -30,5 +32,6 @@ pub mod spec;
 #[cfg(test)]
 mod testing;
 
+pub use compute::Compute;
 pub use matrix::QuantizedMatrix;
 pub use spec::{ActOrder, QuantSpec, ScaleSearch, SpecError};

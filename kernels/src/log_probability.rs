@@ -8,8 +8,8 @@
 //! and `sum exp(logit - largest)`; a larger one rescales the sum. Tiles are summed in float32, the running sum and the
 //! logarithm are float64.
 
+use crate::Compute;
 use crate::exponential::{exp_and_sum, largest};
-use crate::gemm::{Old, Strided, StridedMut, product};
 
 /// Entries of the vocabulary in a tile.
 const COLUMNS: usize = 1024;
@@ -18,9 +18,9 @@ const ROWS: usize = 256;
 
 /// `x` is `[targets.len(), inputs]`, `head` `[vocabulary, inputs]`; the vocabulary is walked in tiles. Runs on the calling
 /// thread.
-pub fn negative_log_likelihood(x: &[f32], head: &[f32], inputs: usize, targets: &[u32]) -> Vec<f32> {
+pub fn negative_log_likelihood(compute: Compute, x: &[f32], head: &[f32], inputs: usize, targets: &[u32]) -> Vec<f32> {
     let rows: Vec<&[u32]> = targets.chunks(1).collect();
-    let rows = walk(x, head, inputs, &rows);
+    let rows = walk(compute, x, head, inputs, &rows);
     rows.iter().map(|row| row.negative_log_likelihood(row.targets[0].1)).collect()
 }
 
@@ -34,17 +34,17 @@ pub struct Score {
 }
 
 /// The score of each of `targets[r]` after row `r` of `x`, one list a row. Shapes as for [`negative_log_likelihood`].
-pub fn scores(x: &[f32], head: &[f32], inputs: usize, targets: &[&[u32]]) -> Vec<Vec<Score>> {
+pub fn scores(compute: Compute, x: &[f32], head: &[f32], inputs: usize, targets: &[&[u32]]) -> Vec<Vec<Score>> {
     let score = |row: &Row, (target, logit): (usize, f32)| Score {
         log_probability: -row.negative_log_likelihood(logit),
         greedy: target == row.top,
     };
-    let rows = walk(x, head, inputs, targets);
+    let rows = walk(compute, x, head, inputs, targets);
     rows.iter().map(|row| row.targets.iter().map(|target| score(row, *target)).collect()).collect()
 }
 
 /// Each row's softmax after the whole vocabulary.
-fn walk(x: &[f32], head: &[f32], inputs: usize, targets: &[&[u32]]) -> Vec<Row> {
+fn walk(compute: Compute, x: &[f32], head: &[f32], inputs: usize, targets: &[&[u32]]) -> Vec<Row> {
     let vocabulary = head.len() / inputs;
     assert_eq!((x.len(), head.len()), (targets.len() * inputs, vocabulary * inputs), "shapes of x, head and targets");
     let inside = targets.iter().flat_map(|targets| *targets).all(|target| (*target as usize) < vocabulary);
@@ -52,16 +52,9 @@ fn walk(x: &[f32], head: &[f32], inputs: usize, targets: &[&[u32]]) -> Vec<Row> 
     let mut rows: Vec<Row> = targets.iter().map(|targets| Row::new(targets)).collect();
     let mut logits = vec![0.0; ROWS.min(targets.len()) * COLUMNS.min(vocabulary)];
     for (tile, head) in head.chunks(COLUMNS * inputs).enumerate() {
-        let columns = head.len() / inputs;
+        let (columns, head) = (head.len() / inputs, compute.prepare(head, inputs));
         for (x, rows) in x.chunks(ROWS * inputs).zip(rows.chunks_mut(ROWS)) {
-            product(
-                [rows.len(), columns, inputs],
-                StridedMut { data: &mut logits, row: columns, column: 1 },
-                Old::Overwrite,
-                1.0,
-                Strided { data: x, row: inputs, column: 1 },
-                Strided { data: head, row: 1, column: inputs },
-            );
+            head.multiply(x, &mut logits[..rows.len() * columns]);
             for (row, logits) in rows.iter_mut().zip(logits.chunks_exact_mut(columns)) {
                 row.add(logits, tile * COLUMNS);
             }
@@ -139,7 +132,7 @@ mod tests {
             let x: Vec<f32> = random(rows * inputs, 1).iter().map(|v| v * spread).collect();
             let head = random(vocabulary * inputs, 2);
             let targets: Vec<u32> = (0..rows).map(|r| (r * 7919 % vocabulary) as u32).collect();
-            let got = negative_log_likelihood(&x, &head, inputs, &targets);
+            let got = negative_log_likelihood(Compute::F32, &x, &head, inputs, &targets);
             let magnitude = f64::from(spread) * inputs as f64;
             let unit = 2f64.powi(-24);
             for (got, expected) in got.iter().zip(reference(&x, &head, inputs, &targets)) {
@@ -153,9 +146,9 @@ mod tests {
     fn extremes() {
         // One logit towers: the likelihood is 1 for it and exp(-1000) for the other, wherever they stand.
         for (head, targets) in [([1000.0, 0.0], [0, 1]), ([0.0, 1000.0], [1, 0])] {
-            assert_eq!(negative_log_likelihood(&[1.0, 1.0], &head, 1, &targets), [0.0, 1000.0]);
+            assert_eq!(negative_log_likelihood(Compute::F32, &[1.0, 1.0], &head, 1, &targets), [0.0, 1000.0]);
         }
-        assert!(negative_log_likelihood(&[f32::NAN], &[1.0, 2.0], 1, &[0])[0].is_nan());
+        assert!(negative_log_likelihood(Compute::F32, &[f32::NAN], &[1.0, 2.0], 1, &[0])[0].is_nan());
     }
 
     #[test]
@@ -163,12 +156,12 @@ mod tests {
         let (vocabulary, inputs) = (2500, 24);
         let (x, head) = (random(3 * inputs, 5), random(vocabulary * inputs, 6));
         let targets: [&[u32]; 3] = [&[0, 2499, 1024, 0], &[], &[7]];
-        let got = scores(&x, &head, inputs, &targets);
+        let got = scores(Compute::F32, &x, &head, inputs, &targets);
         assert_eq!(got.iter().map(Vec::len).collect::<Vec<_>>(), [4, 0, 1]);
         for (row, column) in [(0, 0), (0, 1), (0, 2), (0, 3), (2, 0)] {
             let mut alone = [0; 3];
             alone[row] = targets[row][column];
-            let alone = negative_log_likelihood(&x, &head, inputs, &alone)[row];
+            let alone = negative_log_likelihood(Compute::F32, &x, &head, inputs, &alone)[row];
             assert_eq!(got[row][column].log_probability, -alone);
         }
     }
@@ -178,7 +171,7 @@ mod tests {
         let mut head = random(3000, 1);
         (head[100], head[1500], head[2999]) = (2.0, 3.0, 3.0);
         let all: Vec<u32> = (0..3000).collect();
-        let got = scores(&[1.0], &head, 1, &[&all]).remove(0);
+        let got = scores(Compute::F32, &[1.0], &head, 1, &[&all]).remove(0);
         let greedy: Vec<usize> = (0..3000).filter(|at| got[*at].greedy).collect();
         assert_eq!(greedy, [1500]);
     }
@@ -189,9 +182,9 @@ mod tests {
         let (vocabulary, inputs) = (1500, 48);
         let (x, head) = (random(300 * inputs, 5), random(vocabulary * inputs, 6));
         let targets: Vec<u32> = (0..300).collect();
-        let all = negative_log_likelihood(&x, &head, inputs, &targets);
+        let all = negative_log_likelihood(Compute::F32, &x, &head, inputs, &targets);
         for rows in [1, 2, 17, 256, 299] {
-            let some = negative_log_likelihood(&x[..rows * inputs], &head, inputs, &targets[..rows]);
+            let some = negative_log_likelihood(Compute::F32, &x[..rows * inputs], &head, inputs, &targets[..rows]);
             assert!(some.iter().zip(&all).all(|(a, b)| (a - b).abs() <= 3e-6));
         }
     }

@@ -15,6 +15,7 @@ use crate::{
     hub::{self, HubId},
     text,
 };
+use kernels::Compute;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
@@ -68,6 +69,8 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// Companion files made up from metadata (GGUF): (name, bytes). A Hugging Face folder's are copied instead.
     pub companions: Vec<(String, Vec<u8>)>,
+    /// The arithmetic of its dense products.
+    pub compute: Compute,
     files: Vec<PathBuf>,
     ropes: Arc<RopeTables>,
 }
@@ -127,6 +130,7 @@ impl Checkpoint {
             config_json,
             path: PathBuf::new(),
             companions: Vec::new(),
+            compute: Compute::default(),
             files: Vec::new(),
         }
     }
@@ -177,6 +181,12 @@ impl Checkpoint {
         Err(tensor_error(name, what.to_owned()))
     }
 
+    /// The same model, its dense products computed as `compute` says.
+    #[must_use]
+    pub fn computed(self, compute: Compute) -> Self {
+        Self { compute, ..self }
+    }
+
     /// The same model with other numbers in some of its float tensors, by name; every writer then writes those.
     pub fn replacing(&self, values: BTreeMap<String, Vec<f32>>) -> Result<Self, ModelError> {
         Ok(self.with_tensors(Arc::new(Replaced::new(Arc::clone(&self.tensors), values)?)))
@@ -195,6 +205,7 @@ impl Checkpoint {
             config_json: self.config_json.clone(),
             path: self.path.clone(),
             companions: self.companions.clone(),
+            compute: self.compute,
             files: self.files.clone(),
             ropes: Arc::clone(&self.ropes),
         }
@@ -202,7 +213,7 @@ impl Checkpoint {
 
     /// Block `index`, weights in float32.
     pub fn block(&self, index: usize) -> Result<Block, ModelError> {
-        Block::read(&self.config, self.tensors.as_ref(), Arc::clone(&self.ropes), index)
+        Block::read(&self.config, self.tensors.as_ref(), Arc::clone(&self.ropes), index, self.compute)
     }
 
     /// Embeddings of `tokens`, scaled as the model wants: `[tokens.len(), hidden_size]`.
@@ -220,7 +231,7 @@ impl Checkpoint {
     pub fn head(&self) -> Result<Head, ModelError> {
         let name = if self.config.tied_head { layout::EMBEDDING } else { layout::HEAD };
         let (weight, norm) = (self.tensors.read(name)?, self.tensors.read(layout::FINAL_NORM)?);
-        Ok(Head { weight, norm, config: self.config.clone() })
+        Ok(Head { weight, norm, config: self.config.clone(), compute: self.compute })
     }
 
     /// The residual stream after the last block, `[tokens.len(), hidden_size]`, reading each block once. For a single

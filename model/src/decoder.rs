@@ -25,7 +25,9 @@ use crate::{
     config::{LinearLayout, Rope},
     format::TensorSource,
 };
-use kernels::{activation, attention::Attention, divergence, gemm, log_probability, norm::rms_norm, rope::RopeTable};
+use kernels::{
+    Compute, activation, attention::Attention, divergence, log_probability, norm::rms_norm, rope::RopeTable,
+};
 use std::{
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
@@ -73,14 +75,9 @@ impl Linear {
     }
 
     /// `x Wᵀ + b` for `x` of `[tokens, inputs]`.
-    fn apply(&self, x: &[f32]) -> Vec<f32> {
+    fn apply(&self, compute: Compute, x: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; x.len() / self.inputs * self.outputs];
-        let (weight, bias) = (&self.weight, self.bias.as_deref());
-        if x.len() <= gemm::FEW_ROWS * self.inputs {
-            gemm::linear_few_rows(x, weight, bias, self.inputs, &mut out);
-        } else {
-            gemm::linear(x, weight, bias, self.inputs, &mut out);
-        }
+        compute.linear(x, &self.weight, self.bias.as_deref(), self.inputs, &mut out);
         out
     }
 }
@@ -173,6 +170,7 @@ pub struct Block {
     activation: activation::Activation,
     rope: usize,
     tables: Arc<RopeTables>,
+    compute: Compute,
 }
 
 /// How rows of activations follow each other: a trunk after `before` earlier tokens, and branches that each continue the
@@ -235,6 +233,7 @@ impl Block {
         tensors: &dyn TensorSource,
         tables: Arc<RopeTables>,
         index: usize,
+        compute: Compute,
     ) -> Result<Self, ModelError> {
         let names = config.norm_names(index);
         let norm = |name: &str, width: usize| Norm::read(tensors, name, width, config);
@@ -262,6 +261,7 @@ impl Block {
             activation: config.activation,
             rope: kind.rope,
             tables,
+            compute,
         })
     }
 
@@ -433,9 +433,9 @@ impl Block {
     fn outputs<const N: usize>(&self, stage: Stage, x: &[f32], parts: [usize; N], unit: usize) -> [Vec<f32>; N] {
         let linears = self.linears(stage);
         if linears.len() == N {
-            return std::array::from_fn(|part| linears[part].apply(x));
+            return std::array::from_fn(|part| linears[part].apply(self.compute, x));
         }
-        let fused = linears[0].apply(x);
+        let fused = linears[0].apply(self.compute, x);
         let mut begin = 0;
         parts.map(|part| {
             let columns = begin..begin + part * unit;
@@ -446,7 +446,7 @@ impl Block {
 
     /// `hidden += norm(linear(input))`, the norm only where the family has one.
     fn add_to_hidden(&self, stage: Stage, norm: Option<&Norm>, activations: &mut Activations) {
-        let mut out = self.linears(stage)[0].apply(&activations.input);
+        let mut out = self.linears(stage)[0].apply(self.compute, &activations.input);
         if let Some(norm) = norm {
             norm.apply(&out, &mut activations.input);
             std::mem::swap(&mut out, &mut activations.input);
@@ -465,17 +465,21 @@ pub struct Head {
     pub norm: Vec<f32>,
     /// The model's description.
     pub config: Config,
+    /// How the head is multiplied.
+    pub compute: Compute,
 }
 
 impl Head {
     /// `-log p(targets[r])` in nats after row `r` of `hidden` (`[targets.len(), hidden_size]`, before the final norm).
     pub fn negative_log_likelihood(&self, hidden: &[f32], targets: &[u32]) -> Vec<f32> {
-        log_probability::negative_log_likelihood(&self.normed(hidden), &self.weight, self.config.hidden_size, targets)
+        let (normed, width) = (self.normed(hidden), self.config.hidden_size);
+        log_probability::negative_log_likelihood(self.compute, &normed, &self.weight, width, targets)
     }
 
     /// The score of each of `targets[r]` after row `r` of `hidden` (`[targets.len(), hidden_size]`, before the final norm).
     pub fn scores(&self, hidden: &[f32], targets: &[&[u32]]) -> Vec<Vec<log_probability::Score>> {
-        log_probability::scores(&self.normed(hidden), &self.weight, self.config.hidden_size, targets)
+        let (normed, width) = (self.normed(hidden), self.config.hidden_size);
+        log_probability::scores(self.compute, &normed, &self.weight, width, targets)
     }
 
     /// How far `model` is from this head's model after each row: `hidden` of this one, `models` of the other, both before
@@ -492,18 +496,13 @@ impl Head {
     }
 
     fn side<'a>(&'a self, x: &'a [f32]) -> divergence::Side<'a> {
-        divergence::Side { x, head: &self.weight, width: self.config.hidden_size }
+        divergence::Side { x, head: &self.weight, width: self.config.hidden_size, compute: self.compute }
     }
 
     /// The logits after each row of `hidden`, `[rows, vocabulary]`.
     pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
         let mut logits = vec![0.0; hidden.len() / self.config.hidden_size * self.config.vocabulary];
-        let (normed, width) = (self.normed(hidden), self.config.hidden_size);
-        if normed.len() <= gemm::FEW_ROWS * width {
-            gemm::linear_few_rows(&normed, &self.weight, None, width, &mut logits);
-        } else {
-            gemm::linear(&normed, &self.weight, None, width, &mut logits);
-        }
+        self.compute.linear(&self.normed(hidden), &self.weight, None, self.config.hidden_size, &mut logits);
         logits
     }
 

@@ -260,6 +260,7 @@ fn command(provenance: &Provenance<'_>) -> String {
     if provenance.manifest.is_some() {
         push("inputs", name_of(&options.inputs));
         push("sequence", name_of(&options.sequence));
+        push("compute", options.compute.to_string());
         options.calibration.iter().for_each(|source| push("calibration", display_name(source).to_owned()));
         push("samples", options.windows.samples.to_string());
         push("sequence-length", options.windows.sequence_length.to_string());
@@ -308,6 +309,7 @@ impl Options {
         if !self.calibration.is_empty() {
             rows.push(("inputs", name_of(&self.inputs)));
             rows.push(("sequence", name_of(&self.sequence)));
+            rows.push(("compute", format!("{} ({})", self.compute, self.compute.unit())));
         }
         if self.block_mixture().is_some() {
             rows.retain(|(name, _)| !["bits", "group size", "grid", "scale search"].contains(name));

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use calibration::{Inputs, Packing, Sequence, WindowOptions};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use console::generated::Kind;
-use kernels::{ActOrder, ScaleSearch};
+use kernels::{ActOrder, Compute, ScaleSearch};
 use model::{Stage, format::Target};
 use quantize::{AwqOptions, Conversion, Method, Options, Request};
 use std::{path::PathBuf, thread};
@@ -170,6 +170,9 @@ struct Weights {
     /// Whether the modules of a layer are quantized one after the other or all at once
     #[arg(long, value_enum, default_value_t = SequenceName::Module)]
     sequence: SequenceName,
+    /// Arithmetic of the decoder's dense products; Gram matrices and solvers are float32 always
+    #[arg(long, value_enum, default_value_t = ComputeName::F32)]
+    compute: ComputeName,
     /// Other bits or group size for the modules that a glob matches
     ///
     /// `GLOB:bits=8,group-size=64`, for instance '*.down_proj:bits=8'. May be given several times; later ones win.
@@ -330,6 +333,7 @@ impl Weights {
             act_order: self.act_order.into(),
             scale_search: self.scale_search.into(),
             damping: self.damping,
+            compute: self.compute.into(),
             awq: AwqOptions {
                 steps: self.awq_steps,
                 scaled: self.awq_scale.into_iter().map(Stage::from).collect(),
@@ -373,6 +377,14 @@ named!(MethodName for Method {
     /// Inputs scaled and outliers clipped, then error compensation
     #[value(name = "awq+gptq")]
     AwqGptq => Method::AwqGptq,
+});
+named!(ComputeName for Compute {
+    /// Float32
+    F32 => Compute::F32,
+    /// Operands split into two bfloat16 numbers, three products: nearly float32; fast where the processor has AMX
+    Bf16x3 => Compute::Bf16x3,
+    /// Operands rounded to bfloat16: fast where the processor has AMX or AVX-512 BF16, and the least exact
+    Bf16 => Compute::Bf16,
 });
 named!(StageName for Stage {
     /// That of q, k and v; folded into the norm before them

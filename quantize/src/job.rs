@@ -78,7 +78,7 @@ impl Job {
         if request.out.exists() && !request.overwrite && !Journal::folder_of(&request.out).exists() {
             return Err(QuantizeError::OutputExists { path: request.out });
         }
-        let checkpoint = Checkpoint::open(&request.model)?;
+        let checkpoint = Checkpoint::open(&request.model)?.computed(request.options.compute);
         let mut plan = request.options.clone().check(&checkpoint.config)?;
         check_names(&request, &plan)?;
         let calibration = calibration_set(&plan.options, &checkpoint)?;
@@ -135,8 +135,8 @@ impl Job {
 
     /// The same on statistics that were captured before, whatever text the options name.
     pub fn run_on(&self, statistics: &dyn Statistics) -> Result<Outcome, QuantizeError> {
-        self.run_by(&|journal, resumed| {
-            let mut progress = Progress::new("solving", self.plan.blocks() as u64, resumed as u64);
+        self.run_by(&|journal, _| {
+            let mut progress = Progress::new("solving", self.plan.blocks() as u64, 0);
             let members = [Member { plan: &self.plan, journal }];
             let solved = sweep(&self.checkpoint, &members, statistics, &mut |block| {
                 progress.step(&format!("block {block}"));

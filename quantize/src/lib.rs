@@ -42,6 +42,7 @@ pub use error::QuantizeError;
 pub use hessian::Hessian;
 pub use job::{Job, Request};
 pub use journal::Journal;
+pub use kernels::Compute;
 pub use matrix::Matrix;
 pub use plan::{AwqOptions, Method, Options, ValidPlan};
 pub use report::Outcome;

@@ -5,7 +5,7 @@ use crate::{
     overrides::{Override, group_size, pattern},
 };
 use calibration::{Inputs, Sequence, WindowOptions};
-use kernels::{ActOrder, QuantSpec, ScaleSearch, kquant::BlockType};
+use kernels::{ActOrder, Compute, QuantSpec, ScaleSearch, kquant::BlockType};
 use model::{
     Config, Stage,
     config::LinearLayout,
@@ -99,6 +99,9 @@ pub struct Options {
     pub calibration: Vec<String>,
     /// How the text is cut.
     pub windows: WindowOptions,
+    /// The arithmetic of the decoder's dense products.
+    #[serde(default)]
+    pub compute: Compute,
     /// Importance matrix that weighs errors in block formats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imatrix: Option<String>,
@@ -372,6 +375,7 @@ mod tests {
             shard_bytes: 1 << 32,
             calibration: vec!["text.txt".to_owned()],
             windows: WindowOptions { samples: 1, sequence_length: 8, seed: 0, packing: Packing::Concat, field: None },
+            compute: Compute::default(),
             imatrix: None,
         }
     }

@@ -8,7 +8,7 @@ use calibration::{
 };
 use console::Progress;
 use model::{Checkpoint, format::Target};
-use quantize::{AwqOptions, Job, Options, Outcome, QuantizeError, Request, preflight};
+use quantize::{AwqOptions, Compute, Job, Options, Outcome, QuantizeError, Request, preflight};
 use serde_json::json;
 use std::{
     path::{Path, PathBuf},
@@ -127,6 +127,7 @@ fn options(what: &Solve, parts: &[(f64, Captured)]) -> Result<Options, StudyErro
         scale_search: named("scale-search", &what.scale_search)?,
         damping: what.damping,
         awq: AwqOptions::default(),
+        compute: Compute::default(),
         inputs: Inputs::Original,
         sequence: Sequence::Block,
         formats: vec![what.format],

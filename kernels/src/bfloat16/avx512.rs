@@ -1,0 +1,205 @@
+//! AVX-512 BF16: rounding, packing, and the product by dot products of pairs.
+//!
+//! A tile of the product is 12 rows by 32 outputs: 24 registers of sums, two of the weight, one that holds a pair of
+//! a row's inputs sixteen times over. Rows are walked in blocks that stay in the second-level cache, inputs in runs
+//! whose piece of the weight's panel stays in the first.
+#![allow(unsafe_code)]
+
+use super::{LINE, Line, PANEL, Packed, Rows};
+use std::arch::x86_64::{
+    __m512, __m512bh, __m512i, __mmask16, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cvtepu16_epi32,
+    _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_extracti64x4_epi64, _mm512_load_si512, _mm512_loadu_ps,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_store_si512, _mm512_sub_ps, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+};
+
+/// Rows of a tile.
+const TILE: usize = 12;
+/// Rows of a block: with [`RUN`] lines each they take 192 KiB.
+const BLOCK: usize = 16 * TILE;
+/// Lines of a run: a panel of the weight takes 32 KiB.
+const RUN: usize = 16;
+
+/// Whether processor and system grant it.
+pub(super) fn granted() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Rounds up to 32 values into `high`, and what is left of each into `low`; the rest of a line becomes zero.
+pub(super) fn split(values: &[f32], high: &mut Line, low: Option<&mut Line>) {
+    let mut padded = [0.0; LINE];
+    let values = values.as_array().unwrap_or_else(|| {
+        padded[..values.len()].copy_from_slice(values);
+        &padded
+    });
+    // SAFETY: lines are packed only where a unit was found, and each has these features.
+    unsafe { split_line(values, high, low) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn split_line(values: &[f32; LINE], high: &mut Line, low: Option<&mut Line>) {
+    // SAFETY: reads 32 numbers from `values` and writes a whole line; bfloat16 vectors are integers in another guise.
+    unsafe {
+        let (first, second) = (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16)));
+        let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
+        _mm512_store_si512(high.0.as_mut_ptr().cast(), rounded);
+        let Some(low) = low else { return };
+        let first_half = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(rounded));
+        let second_half = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(rounded, 1));
+        let first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(first_half, 16)));
+        let second = _mm512_sub_ps(second, _mm512_castsi512_ps(_mm512_slli_epi32(second_half, 16)));
+        let rest: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
+        _mm512_store_si512(low.0.as_mut_ptr().cast(), rest);
+    }
+}
+
+/// Sixteen lines as a square of 16 by 16 pairs, mirrored at its diagonal.
+pub(super) fn transpose(square: &mut [Line; 16]) {
+    // SAFETY: as for `split`.
+    unsafe { transpose_square(square) }
+}
+
+/// By halves: pairs of pairs, then fours, then eights, then sixteens change places.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn transpose_square(square: &mut [Line; 16]) {
+    let at = square.as_mut_ptr().cast::<__m512i>();
+    let (mut a, mut b) = ([_mm512_setzero_si512(); 16], [_mm512_setzero_si512(); 16]);
+    for (i, a) in a.iter_mut().enumerate() {
+        // SAFETY: `i` is below the 16 lines of the square.
+        *a = unsafe { _mm512_load_si512(at.add(i)) };
+    }
+    for i in 0..8 {
+        b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+        b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+    }
+    for i in 0..4 {
+        a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
+        a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
+        a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
+        a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
+    }
+    for i in 0..4 {
+        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+    for i in 0..8 {
+        a[i] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88);
+        a[i + 8] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd);
+    }
+    for (i, a) in a.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { _mm512_store_si512(at.add(i), *a) };
+    }
+}
+
+/// `out = x wᵀ` for `rows` rows.
+pub(super) fn multiply(packed: &Packed, x: &Rows, rows: usize, out: &mut [f32]) {
+    let terms = packed.terms(x);
+    let lines = packed.lines();
+    for block in (0..rows).step_by(BLOCK) {
+        let end = rows.min(block + BLOCK);
+        for run in (0..lines).step_by(RUN) {
+            let run = run..lines.min(run + RUN);
+            for panel in 0..packed.outputs.div_ceil(PANEL) {
+                let mut first = block;
+                while first < end {
+                    let tile = Tile { terms: &terms, lines, run: run.clone(), panel, first };
+                    // SAFETY: a weight is packed for this unit only where it was found, or a better one that has the
+                    // same features.
+                    first += unsafe {
+                        match end - first {
+                            TILE.. => tile.add::<TILE>(out, packed.outputs),
+                            4.. => tile.add::<4>(out, packed.outputs),
+                            _ => tile.add::<1>(out, packed.outputs),
+                        }
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// A piece of the product.
+struct Tile<'a> {
+    terms: &'a [(&'a [Line], &'a [Line])],
+    /// Lines in a row.
+    lines: usize,
+    /// Those to be multiplied now.
+    run: std::ops::Range<usize>,
+    panel: usize,
+    /// Its first row.
+    first: usize,
+}
+
+impl Tile<'_> {
+    /// Adds the run's products to `M` rows of `out` (the first run overwrites); returns `M`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn add<const M: usize>(&self, out: &mut [f32], outputs: usize) -> usize {
+        let columns = PANEL.min(outputs - self.panel * PANEL);
+        let masks = [columns.min(16), columns.saturating_sub(16)].map(|columns| ((1u32 << columns) - 1) as __mmask16);
+        let at = |row: usize| (self.first + row) * outputs + self.panel * PANEL;
+        let mut sums = [[_mm512_setzero_ps(); 2]; M];
+        if self.run.start > 0 {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let from = out[at(row)..][..columns].as_ptr();
+                // SAFETY: the masks let through `columns` numbers, which were just found to be there.
+                *sums = unsafe {
+                    [_mm512_maskz_loadu_ps(masks[0], from), _mm512_maskz_loadu_ps(masks[1], from.wrapping_add(16))]
+                };
+            }
+        }
+        for (x, w) in self.terms {
+            let x = &x[self.first * self.lines + self.run.start..][..(M - 1) * self.lines + self.run.len()];
+            let w = &w[(self.panel * self.lines + self.run.start) * PANEL..][..self.run.len() * PANEL];
+            // SAFETY: `M` rows of `x`, `lines` apart, and the panel's piece of `w` hold a run of lines each.
+            unsafe { dot::<M>(x.as_ptr(), self.lines, w.as_ptr(), self.run.len(), &mut sums) };
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            let to = out[at(row)..][..columns].as_mut_ptr();
+            // SAFETY: as for reading.
+            unsafe {
+                _mm512_mask_storeu_ps(to, masks[0], sums[0]);
+                _mm512_mask_storeu_ps(to.wrapping_add(16), masks[1], sums[1]);
+            }
+        }
+        M
+    }
+}
+
+/// Adds the products of `M` rows that begin at `x`, `stride` lines apart, with the panel at `w`, over `count` lines.
+///
+/// # Safety
+///
+/// There are `count` lines at each row and `count * PANEL` at `w`.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn dot<const M: usize>(
+    x: *const Line,
+    stride: usize,
+    w: *const Line,
+    count: usize,
+    sums: &mut [[__m512; 2]; M],
+) {
+    // In a variable of its own, the sums stay in registers.
+    let mut held = *sums;
+    for line in 0..count {
+        let (x, w) = (x.wrapping_add(line).cast::<i32>(), w.wrapping_add(line * PANEL).cast::<__m512i>());
+        for pair in 0..16 {
+            // SAFETY: by the caller's promise; bfloat16 vectors are integers in another guise.
+            unsafe {
+                let first: __m512bh = std::mem::transmute(_mm512_load_si512(w.add(pair)));
+                let second: __m512bh = std::mem::transmute(_mm512_load_si512(w.add(16 + pair)));
+                for row in 0..M {
+                    let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(*x.add(row * stride * 16 + pair)));
+                    held[row][0] = _mm512_dpbf16_ps(held[row][0], x, first);
+                    held[row][1] = _mm512_dpbf16_ps(held[row][1], x, second);
+                }
+            }
+        }
+    }
+    *sums = held;
+}
