@@ -205,8 +205,11 @@ fn pairs<'r>(
     evaluation: &str,
 ) -> Vec<(&'r Series<'r>, &'r Series<'r>)> {
     let except = agreeing_except(results, axis);
+    let whole = results.groups.iter().any(|group| group.settings.part.is_none());
     let at = |wanted: &str| {
-        let groups = results.groups.iter().filter(move |group| group.settings.model == model);
+        // A setting is judged by what it does to the whole model, where that was measured.
+        let counts = move |group: &&Group<'_>| group.settings.part.is_none() || !whole;
+        let groups = results.groups.iter().filter(move |group| group.settings.model == model).filter(counts);
         let wanted = wanted.to_owned();
         groups
             .filter(move |group| group.settings.level(axis).as_deref() == Some(wanted.as_str()))
