@@ -73,19 +73,19 @@ impl Captured {
         windows: &[Vec<u32>],
         options: &DriverOptions,
         folder: &Path,
-        origin: Origin,
+        origin: &Origin,
         done: &mut dyn FnMut(usize),
     ) -> Result<Self, CalibrationError> {
         let blocks = checkpoint.config.layers.len();
         if let Ok(known) = Self::open(folder, blocks)
-            && known.origin == origin
+            && known.origin == *origin
         {
             return Ok(known);
         }
         let path = folder.join("statistics.json");
         let wrong = |what: String| CalibrationError::Statistics { path: path.clone(), what };
         fs::create_dir_all(folder).map_err(|error| wrong(error.to_string()))?;
-        let text = serde_json::to_vec_pretty(&origin).expect("an origin is plain data");
+        let text = serde_json::to_vec_pretty(origin).expect("an origin is plain data");
         match fs::read(&path) {
             Ok(known) if known == text => {}
             Ok(_) => return Err(wrong("holds statistics of another model or text; choose another folder".to_owned())),
@@ -227,7 +227,7 @@ mod tests {
         }
     }
 
-    fn capture(folder: &Path, windows: &[Vec<u32>], origin: Origin) -> Result<Captured, CalibrationError> {
+    fn capture(folder: &Path, windows: &[Vec<u32>], origin: &Origin) -> Result<Captured, CalibrationError> {
         let checkpoint = Checkpoint::open("demo").unwrap();
         Captured::capture(&checkpoint, windows, &options(folder), folder, origin, &mut |_| {})
     }
@@ -236,15 +236,15 @@ mod tests {
     fn a_broken_off_capture_goes_on_and_gives_the_same() {
         let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let config = Checkpoint::open("demo").unwrap().config;
-        let first = capture(whole.path(), &windows(0..3), origin("a")).unwrap();
-        capture(broken.path(), &windows(0..3), origin("a")).unwrap();
+        let first = capture(whole.path(), &windows(0..3), &origin("a")).unwrap();
+        capture(broken.path(), &windows(0..3), &origin("a")).unwrap();
         fs::remove_file(block_path(broken.path(), config.layers.len() - 1)).unwrap();
         assert!(Captured::open(broken.path(), config.layers.len()).unwrap_err().to_string().contains("is missing"));
-        let again = capture(broken.path(), &windows(0..3), origin("a")).unwrap();
+        let again = capture(broken.path(), &windows(0..3), &origin("a")).unwrap();
         for index in 0..config.layers.len() {
             assert_eq!(first.block(&config, index).unwrap(), again.block(&config, index).unwrap());
         }
-        let error = capture(broken.path(), &windows(0..2), origin("b")).unwrap_err().to_string();
+        let error = capture(broken.path(), &windows(0..2), &origin("b")).unwrap_err().to_string();
         assert!(error.contains("another model or text"), "{error}");
     }
 
@@ -252,7 +252,7 @@ mod tests {
     fn a_mixture_by_token_counts_is_the_capture_of_both_texts() {
         let folder = tempfile::tempdir().unwrap();
         let config = Checkpoint::open("demo").unwrap().config;
-        let part = |name: &str, of| capture(&folder.path().join(name), &windows(of), origin(name)).unwrap();
+        let part = |name: &str, of| capture(&folder.path().join(name), &windows(of), &origin(name)).unwrap();
         let (a, b, both) = (part("a", 0..1), part("b", 1..3), part("both", 0..3));
         let mixture = Mixture(vec![(1.0, a), (2.0, b)]);
         for index in 0..config.layers.len() {
@@ -272,7 +272,7 @@ mod tests {
     fn the_size_is_known_beforehand() {
         let folder = tempfile::tempdir().unwrap();
         let config = Checkpoint::open("demo").unwrap().config;
-        capture(folder.path(), &windows(0..1), origin("a")).unwrap();
+        capture(folder.path(), &windows(0..1), &origin("a")).unwrap();
         let files = (0..config.layers.len()).map(|index| fs::metadata(block_path(folder.path(), index)).unwrap().len());
         let (files, told) = (files.sum::<u64>(), Captured::bytes(&config));
         // What is more are headers.

@@ -122,7 +122,9 @@ pub fn parts(results: &Results<'_>) -> Vec<Parts> {
         found[index].1.parts.push((place.to_owned(), loss));
     }
     let mut found: Vec<Parts> = found.into_iter().map(|(_, parts)| parts).collect();
-    found.iter_mut().for_each(|parts| parts.parts.sort_by(|a, b| b.1.value.total_cmp(&a.1.value)));
+    for parts in &mut found {
+        parts.parts.sort_by(|a, b| b.1.value.total_cmp(&a.1.value));
+    }
     found
 }
 

@@ -101,7 +101,9 @@ fn part(results: &Results<'_>, several: bool) -> Result<Part, StudyError> {
                 figure.name = slug(&format!("{} {name}", figure.name));
             }
         }
-        answer.iter_mut().for_each(|sentence| *sentence = format!("By {name}: {sentence}"));
+        for sentence in &mut answer {
+            *sentence = format!("By {name}: {sentence}");
+        }
     }
     Ok(Part { answer, sections, shown: rows.iter().map(|row| row.losses.len()).sum() })
 }

@@ -167,7 +167,9 @@ impl Running<'_, '_> {
         let folder = self.store.folder().to_owned();
         let solved = caught(|| shared::solve(self.opened, units, key, &folder, &mut |line| told.push(line.to_owned())));
         drop(silence);
-        told.iter().for_each(|line| self.say(line));
+        for line in &told {
+            self.say(line);
+        }
         match solved {
             Ok(shared) => Some(shared),
             Err(error) => {

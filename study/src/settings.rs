@@ -190,7 +190,7 @@ fn normalised(combination: Map<String, Value>, file: &StudyFile) -> Result<Setti
     if settings.in_blocks() {
         // A mixture has bits and groups of its own.
         (settings.bits, settings.group_size, settings.symmetric) = (4, -1, true);
-        settings.scale_search = "minmax".to_owned();
+        "minmax".clone_into(&mut settings.scale_search);
     }
     if !settings.method.ends_with("gptq") {
         settings = Settings { act_order: None, damping: None, ..settings };
@@ -303,10 +303,9 @@ pub fn agree(a: &Settings, b: &Settings, except: &[&str]) -> bool {
 /// A setting and its value as people say it.
 pub fn words(axis: &str, level: &str) -> String {
     match axis {
-        "model" | "method" => level.to_owned(),
         "format" => format!("format {level}"),
         "part" if level == "all" => "all of it".to_owned(),
-        "part" => level.to_owned(),
+        "model" | "method" | "part" => level.to_owned(),
         "bits" => format!("{level} bits"),
         "group_size" if level == "-1" => "one group per row".to_owned(),
         "group_size" => format!("groups of {level}"),

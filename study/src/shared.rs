@@ -141,7 +141,7 @@ fn capture(opened: &Opened, unit: &Unit, key: &str, results: &Path) -> Result<Ca
         sources: set.manifest.sources.iter().map(|source| source.source.clone()).collect(),
     };
     let options = driver_options(model, set.tokens(), memory_limit(&opened.file.budget), &folder);
-    Ok(Captured::capture(model, &set.windows, &options, &folder, origin, &mut |_| {})?)
+    Ok(Captured::capture(model, &set.windows, &options, &folder, &origin, &mut |_| {})?)
 }
 
 /// How the original model is walked over `tokens` tokens within `memory` bytes.

@@ -70,7 +70,7 @@ pub fn capture(what: &Capture) -> Result<Captured, StudyError> {
     let options = driver_options(&checkpoint, set.tokens(), None, &what.out);
     std::fs::create_dir_all(&what.out).map_err(StudyError::io(&what.out))?;
     let mut progress = Progress::new("capturing", checkpoint.config.layers.len() as u64, 0);
-    let captured = Captured::capture(&checkpoint, &set.windows, &options, &what.out, origin, &mut |block| {
+    let captured = Captured::capture(&checkpoint, &set.windows, &options, &what.out, &origin, &mut |block| {
         progress.step(&format!("block {block}"));
     })?;
     progress.finish();

@@ -29,6 +29,9 @@ pub struct Choice {
     pub divergence: f64,
 }
 
+/// By bits and group size: the sum of divergences, how many, and the bytes.
+type Sums = BTreeMap<(u32, i64), (f64, f64, i64)>;
+
 /// A suggestion.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Suggestion {
@@ -42,7 +45,7 @@ pub struct Suggestion {
 
 /// The measured options of every part of `model`, from cells that quantize one part alone.
 pub fn options(plan: &Plan, contents: &Contents, model: &str, float_bytes: u64) -> BTreeMap<String, Vec<Choice>> {
-    let mut found: BTreeMap<String, BTreeMap<(u32, i64), (f64, f64, i64)>> = BTreeMap::new();
+    let mut found: BTreeMap<String, Sums> = BTreeMap::new();
     for cell in plan.cells.iter().filter(|cell| cell.model == model && !cell.twin) {
         let Some(settings) = &cell.settings else { continue };
         let Some(("only", place)) = settings.part.as_deref().and_then(part::split) else { continue };
@@ -55,7 +58,7 @@ pub fn options(plan: &Plan, contents: &Contents, model: &str, float_bytes: u64) 
         entry.1 += 1.0;
         entry.2 = quantized.bytes as i64 - float_bytes as i64;
     }
-    let choices = |(place, options): (String, BTreeMap<(u32, i64), (f64, f64, i64)>)| {
+    let choices = |(place, options): (String, Sums)| {
         let choice = |((bits, group_size), (sum, count, bytes)): ((u32, i64), (f64, f64, i64))| Choice {
             place: place.clone(),
             bits,

@@ -58,6 +58,20 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Munge may run already; it takes its own folder and user.
+fn start_munge() {
+    let answers = || {
+        let pipe = process::Command::new("sh").args(["-c", "munge -n | unmunge"]).output();
+        pipe.is_ok_and(|output| output.status.success())
+    };
+    if answers() {
+        return;
+    }
+    let script = "mkdir -p /run/munge && chown munge /run/munge && runuser -u munge -- /usr/sbin/munged --force";
+    let told = process::Command::new("sh").args(["-c", script]).output().unwrap();
+    until(&format!("munged ({})", String::from_utf8_lossy(&told.stderr)), answers);
+}
+
 impl Slurm {
     /// None, with the reason told, where there can be none.
     fn start() -> Option<Self> {
@@ -72,7 +86,7 @@ impl Slurm {
         }
         let slurm = Self { folder: tempfile::tempdir().unwrap(), daemons: vec!["slurmd", "slurmctld"] };
         fs::write(slurm.configuration(), slurm.configured()).unwrap();
-        slurm.start_munge();
+        start_munge();
         let conf = slurm.configuration();
         run("slurmctld", &[], &conf).expect("slurmctld starts");
         until("slurmctld", || run("sinfo", &["--noheader"], &conf).is_some());
@@ -106,20 +120,6 @@ impl Slurm {
              PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n",
             thread::available_parallelism().unwrap()
         )
-    }
-
-    /// Munge may run already; it takes its own folder and user.
-    fn start_munge(&self) {
-        let answers = || {
-            let pipe = process::Command::new("sh").args(["-c", "munge -n | unmunge"]).output();
-            pipe.is_ok_and(|output| output.status.success())
-        };
-        if answers() {
-            return;
-        }
-        let script = "mkdir -p /run/munge && chown munge /run/munge && runuser -u munge -- /usr/sbin/munged --force";
-        let told = process::Command::new("sh").args(["-c", script]).output().unwrap();
-        until(&format!("munged ({})", String::from_utf8_lossy(&told.stderr)), answers);
     }
 
     fn start_node(&self) {
@@ -189,7 +189,7 @@ fn worker(folder: &Path) -> Option<String> {
         let words = fs::read(path.join("cmdline")).unwrap_or_default();
         let words: Vec<_> =
             words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-        words.iter().any(|word| word == "--chunk") && words.iter().any(|word| *word == name)
+        words.iter().any(|word| word == "--chunk") && words.contains(&name)
     };
     processes.filter(is_worker).find_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
 }

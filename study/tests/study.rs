@@ -193,9 +193,9 @@ fn divergences_and_tasks_are_measured_like_perplexity() {
     let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\"").replace("bits = 2", "bits = [2, 8]"));
     fs::write(bench.path("copying.toml"), COPYING).unwrap();
     fs::create_dir_all(bench.path("data/copying")).unwrap();
-    let items: String =
-        (0..16).map(|index| format!("{{\"word\": \"red{index}\", \"other\": \"blue{index}\"}}\n")).collect();
-    fs::write(bench.path("data/copying/items.jsonl"), items).unwrap();
+    let item = |index: usize| format!("{{\"word\": \"red{index}\", \"other\": \"blue{index}\"}}");
+    let items: Vec<String> = (0..16).map(item).collect();
+    fs::write(bench.path("data/copying/items.jsonl"), items.join("\n")).unwrap();
     let more = "[evaluation.kl]\ntext = \"demo:prose-heldout\"\nmeasure = \"divergence\"\nprotocol = \"hf-disjoint\"\n\
                 window = 64\nmax-tokens = 640\n[evaluation.copy]\ntask = \"copying.toml\"\ndata = [\"data\"]\n\n[evaluation.code]";
     bench.change("[evaluation.code]", more);

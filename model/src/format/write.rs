@@ -119,7 +119,9 @@ impl Rounding {
     pub fn apply(&self, name: &str, stored: StoredType, mut values: Vec<f32>) -> Vec<f32> {
         let of_quantized = name.strip_suffix(".bias").is_some_and(|module| self.modules.contains(module));
         if self.halved.contains(&(stored, of_quantized)) {
-            values.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32());
+            for value in &mut values {
+                *value = f16::from_f32(*value).to_f32();
+            }
         }
         values
     }
