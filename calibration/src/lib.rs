@@ -5,6 +5,7 @@
 
 pub mod activations;
 pub mod adequacy;
+pub mod captured;
 pub mod domain;
 mod draw;
 pub mod driver;

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod exit;
 pub mod files;
 pub mod generated;
+mod live;
 pub mod machine;
 pub mod page;
 pub mod plot;
@@ -14,5 +15,6 @@ pub mod progress;
 pub mod table;
 
 pub use exit::{Exit, run};
+pub use live::Live;
 pub use progress::{Progress, Silence};
 pub use table::Table;

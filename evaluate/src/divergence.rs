@@ -13,7 +13,7 @@
 
 use crate::{
     EvaluateError, Prepared,
-    score::{self, Step},
+    score::{self, States, Step},
     statistics::{self, Block, Bootstrap, Estimate},
     window::Window,
 };
@@ -75,14 +75,7 @@ pub fn run(
     memory: u64,
     progress: &mut dyn FnMut(Step),
 ) -> Result<Joint, EvaluateError> {
-    let vocabularies = [baseline, model].map(|checkpoint| checkpoint.config.vocabulary);
-    if vocabularies[0] != vocabularies[1] {
-        return Err(EvaluateError::Vocabularies {
-            model: model.reference.clone(),
-            baseline: baseline.reference.clone(),
-            sizes: [vocabularies[1], vocabularies[0]],
-        });
-    }
+    check_vocabularies(baseline, model)?;
     let (layers, mut targets, mut seconds) = (layers(baseline, model), Vec::new(), [Duration::ZERO; 2]);
     for batch in score::batches(windows, width(baseline, model), memory) {
         let mut report = |layer| progress(Step { layer, layers, first: batch.start, end: batch.end });
@@ -112,6 +105,39 @@ pub fn run(
     score::check_finite(baseline, windows, &joint.baseline_scores())?;
     score::check_finite(model, windows, &joint.model_scores())?;
     Ok(joint)
+}
+
+fn check_vocabularies(baseline: &Checkpoint, model: &Checkpoint) -> Result<(), EvaluateError> {
+    let [theirs, ours] = [baseline, model].map(|checkpoint| checkpoint.config.vocabulary);
+    if theirs == ours {
+        return Ok(());
+    }
+    Err(EvaluateError::Vocabularies {
+        model: model.reference.clone(),
+        baseline: baseline.reference.clone(),
+        sizes: [ours, theirs],
+    })
+}
+
+/// The divergence at every target, from the states of both models on the same windows: the same to the bit as [`run`]
+/// gives it, but many models are compared with one walk over the baseline's blocks.
+pub fn between(
+    (baseline, theirs): (&Checkpoint, &States),
+    (model, ours): (&Checkpoint, &States),
+    windows: &[Window],
+) -> Result<Vec<Vec<Divergence>>, EvaluateError> {
+    check_vocabularies(baseline, model)?;
+    let heads = [baseline.head()?, model.head()?];
+    let diverged = windows.par_iter().enumerate().with_max_len(1).map(|(index, window)| {
+        heads[0].divergence(theirs.rows(windows, index), &heads[1], ours.rows(windows, index), window.targets())
+    });
+    let targets: Vec<Vec<Divergence>> = diverged.collect();
+    let scores = |which: fn(&Divergence) -> f64| -> Vec<Vec<f32>> {
+        targets.iter().map(|window| window.iter().map(|at| which(at) as f32).collect()).collect()
+    };
+    score::check_finite(baseline, windows, &scores(|at| at.baseline))?;
+    score::check_finite(model, windows, &scores(|at| at.model))?;
+    Ok(targets)
 }
 
 /// Divergence figures of one text.
@@ -325,6 +351,26 @@ mod tests {
 
     fn at(kl: f64, same_top: bool, p: f64, q: f64) -> Divergence {
         Divergence { kl, same_top, baseline: -p.ln(), model: -q.ln() }
+    }
+
+    #[test]
+    fn states_give_the_figures_of_a_joint_run_to_the_bit() {
+        let (baseline, text) =
+            (Checkpoint::open("demo").unwrap(), crate::source::Source::read("demo:prose-heldout", None));
+        let changes = crate::protocol::Changes { window: Some(48), stride: None, text: None, max_tokens: Some(480) };
+        let protocol = crate::Protocol::named("hf-disjoint").unwrap();
+        let resolved = changes.resolve(protocol, baseline.config.max_positions).unwrap();
+        let windows = Prepared::new(&baseline, &text.unwrap(), resolved).unwrap().windows;
+        let name = "model.norm.weight";
+        let norm = baseline.tensors.read(name).unwrap().iter().map(|weight| weight * 1.25).collect();
+        let model = baseline.replacing(std::collections::BTreeMap::from([(name.to_owned(), norm)])).unwrap();
+        let joint = run(&baseline, &model, &windows, 1 << 16, &mut |_| {}).unwrap();
+        let states = |checkpoint| States::of(checkpoint, &windows, &mut |_| {}).unwrap();
+        let (theirs, ours) = (states(&baseline), states(&model));
+        assert_eq!(between((&baseline, &theirs), (&model, &ours), &windows).unwrap(), joint.targets);
+        let scores = score::score(&model, &windows, 1 << 16, &mut |_| {}).unwrap();
+        assert_eq!(ours.likelihoods(&model, &windows).unwrap(), scores);
+        assert!(joint.targets.iter().flatten().any(|at| at.kl > 1e-4));
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 
 /// The data folders given, or where data lies otherwise.
 fn or_default(data: Vec<PathBuf>) -> Vec<PathBuf> {
-    if data.is_empty() { vec![tasks::default_data()] } else { data }
+    if data.is_empty() { vec![evaluate::task::data::default_folder()] } else { data }
 }
 
 /// A result, to stdout.

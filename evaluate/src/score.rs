@@ -62,6 +62,45 @@ pub fn score(
     Ok(scores)
 }
 
+/// The hidden states after the last block of all windows: what every score of a model on a text is read off, so that
+/// several measures, and comparisons of many models with one, cost one walk over the model's blocks.
+pub struct States {
+    hidden: Vec<Vec<f32>>,
+    width: usize,
+}
+
+impl States {
+    /// Bytes that the states of `windows` take.
+    pub fn bytes(checkpoint: &Checkpoint, windows: &[Window]) -> u64 {
+        let tokens: usize = windows.iter().map(|window| window.tokens.len() - 1).sum();
+        (tokens * checkpoint.config.hidden_size * size_of::<f32>()) as u64
+    }
+
+    /// Those of `checkpoint`; `report` hears the number of blocks applied.
+    pub fn of(
+        checkpoint: &Checkpoint,
+        windows: &[Window],
+        report: &mut dyn FnMut(usize),
+    ) -> Result<Self, EvaluateError> {
+        Ok(Self { hidden: forward(checkpoint, windows, report)?, width: checkpoint.config.hidden_size })
+    }
+
+    /// `−log p` of every target, the same to the bit as [`score`] gives it.
+    pub fn likelihoods(&self, checkpoint: &Checkpoint, windows: &[Window]) -> Result<Vec<Vec<f32>>, EvaluateError> {
+        let head = checkpoint.head()?;
+        let scored = windows.par_iter().zip(&self.hidden);
+        let scores: Vec<Vec<f32>> =
+            scored.map(|(window, hidden)| likelihoods(&head, window, hidden, self.width)).collect();
+        check_finite(checkpoint, windows, &scores)?;
+        Ok(scores)
+    }
+
+    /// The rows of window `index` that its targets are predicted from.
+    pub(crate) fn rows(&self, windows: &[Window], index: usize) -> &[f32] {
+        rows(&windows[index], self.width, &self.hidden[index])
+    }
+}
+
 /// Consecutive windows whose hidden states fit `memory` together.
 pub(crate) fn batches(windows: &[Window], width: usize, memory: u64) -> Vec<Range<usize>> {
     let mut batches: Vec<Range<usize>> = Vec::new();

@@ -110,8 +110,9 @@ impl Summary {
         let primary = records[0].metric;
         let mut metrics: Vec<Metric> = records[0].metrics.keys().copied().collect();
         metrics.sort_by_key(|metric| (*metric != primary, *metric));
-        let value = |metric: Metric| {
-            MetricValue { metric, estimate: of_records(metric, &records.iter().collect::<Vec<_>>(), seed) }
+        let value = |metric: Metric| MetricValue {
+            metric,
+            estimate: of_records(metric, &records.iter().collect::<Vec<_>>(), seed),
         };
         let parts = |key: fn(&Record) -> Option<&String>| {
             let mut parts: BTreeMap<&String, Vec<&Record>> = BTreeMap::new();

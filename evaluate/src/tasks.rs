@@ -19,22 +19,16 @@ use evaluate::{
     sandbox::{Limits, Sandbox},
     task::{
         Generate, Metric, Task,
-        data::{self, DataFile, TaskData},
+        data::{self, DataFile, TaskData, draw},
         exercise::{self, Exercise},
         prompt::{Answer, Item, Templates},
     },
     task_report::{self, Circumstances, Summary, TaskReport},
 };
 use model::Checkpoint;
-use rand::SeedableRng as _;
-use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde_json::Value;
-use std::{
-    fmt::Write as _,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{fmt::Write as _, path::PathBuf, time::Instant};
 
 /// A task with everything it needs, before any model runs.
 pub(crate) struct Prepared {
@@ -114,8 +108,13 @@ pub(crate) fn prepare(
         let data = TaskData::read(&task, &measure.data, measure.shots.unwrap_or(task.shots) > 0)?;
         let available = data.rows.len();
         let limit = measure.limit.filter(|limit| *limit < available);
-        let mut next =
-            Prepared::new(measure, [Some(checkpoint), baseline], &task, &data, &draw(available, limit, measure.seed))?;
+        let mut next = Prepared::new(
+            measure,
+            [Some(checkpoint), baseline],
+            &task,
+            &data,
+            &draw(available, limit, measure.seed),
+        )?;
         next.limit = limit;
         let outputs = outputs(measure, &task, baseline.is_some())?;
         for (side, output) in [Some(&mut next.model), next.baseline.as_mut()].into_iter().flatten().zip(outputs) {
@@ -228,14 +227,6 @@ fn questions(
         ),
     };
     Ok(Questions::Exercises(Box::new(generate.clone()), exercises, sandbox))
-}
-
-/// Which of `count` items are taken: all, or `limit` drawn without replacement, in their order.
-fn draw(count: usize, limit: Option<usize>, seed: u64) -> Vec<usize> {
-    let Some(limit) = limit else { return (0..count).collect() };
-    let mut chosen = rand::seq::index::sample(&mut ChaCha8Rng::seed_from_u64(seed), count, limit).into_vec();
-    chosen.sort_unstable();
-    chosen
 }
 
 impl Side {
@@ -694,11 +685,6 @@ fn picks(flip: &Flip, written: bool) -> Vec<String> {
     let choices = [flip.answer, flip.baseline, flip.model].map(|choice| or_none(choice.map(|c| c.to_string())));
     let margins = [0, 1].map(|side: usize| or_none(flip.margins.map(|margins| format!("{:+.3}", margins[side]))));
     choices.into_iter().chain(margins).collect()
-}
-
-/// Where data is looked for unless told otherwise: `CALIPER_DATA`, else `data` in the present folder.
-pub(crate) fn default_data() -> PathBuf {
-    std::env::var_os("CALIPER_DATA").map_or_else(|| Path::new("data").to_path_buf(), PathBuf::from)
 }
 
 #[cfg(test)]

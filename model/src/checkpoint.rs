@@ -189,19 +189,26 @@ impl Checkpoint {
 
     /// The same model with other numbers in some of its float tensors, by name; every writer then writes those.
     pub fn replacing(&self, values: BTreeMap<String, Vec<f32>>) -> Result<Self, ModelError> {
-        Ok(Self {
+        Ok(self.with_tensors(Arc::new(Replaced::new(Arc::clone(&self.tensors), values)?)))
+    }
+
+    /// The same model with its numbers read from `tensors`, which has all of its tensors under the same names and in the
+    /// same shapes.
+    #[must_use]
+    pub fn with_tensors(&self, tensors: Arc<dyn TensorSource>) -> Self {
+        Self {
             reference: self.reference.clone(),
             config: self.config.clone(),
             tokenizer: self.tokenizer.clone(),
             chat_template: self.chat_template.clone(),
-            tensors: Arc::new(Replaced::new(Arc::clone(&self.tensors), values)?),
+            tensors,
             config_json: self.config_json.clone(),
             path: self.path.clone(),
             companions: self.companions.clone(),
             compute: self.compute,
             files: self.files.clone(),
             ropes: Arc::clone(&self.ropes),
-        })
+        }
     }
 
     /// Block `index`, weights in float32.

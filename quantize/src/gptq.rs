@@ -53,6 +53,8 @@ pub struct Gptq {
     pub damping: f64,
     /// `α`: how much of the input's drift is made up for, where it was captured.
     pub input_correction: f64,
+    /// Whether the errors of the outputs are measured too, which takes longer than solving.
+    pub measured: bool,
 }
 
 impl Solver for Gptq {
@@ -100,19 +102,21 @@ impl Gptq {
         hessian: &Hessian<'_>,
         factor: &Factor,
     ) -> LayerReport {
+        let known = LayerReport {
+            tokens: hessian.tokens(),
+            factorization: Some(Factorization::of(factor, self.damping)),
+            dead_columns: hessian.dead().to_vec(),
+            ..LayerReport::unmeasured(linear, &matrix.spec)
+        };
+        if !self.measured {
+            return known;
+        }
         let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
         let error = |changed: &QuantizedMatrix| {
             relative_output_error(&linear.weight, &changed.dequantize(), energy, hessian.gram(), linear.inputs)
         };
         let nearest = block_solve::round_to_nearest(&linear.weight, linear.inputs, &matrix.spec);
-        LayerReport {
-            tokens: hessian.tokens(),
-            error_round_to_nearest: Some(error(&nearest)),
-            error: Some(error(matrix)),
-            factorization: Some(Factorization::of(factor, self.damping)),
-            dead_columns: hessian.dead().to_vec(),
-            ..LayerReport::unmeasured(linear, &matrix.spec)
-        }
+        LayerReport { error_round_to_nearest: Some(error(&nearest)), error: Some(error(matrix)), ..known }
     }
 }
 

@@ -11,9 +11,10 @@ use crate::{
     prove::{self, Proof},
     report::{CalibrationSummary, Output, Totals, mean_error},
     rtn,
+    sweep::{Member, sweep},
     visitor::{self, Quantizer},
 };
-use calibration::{CalibrationSet, domain::Domain, driver};
+use calibration::{CalibrationSet, captured::Statistics, domain::Domain, driver};
 use console::{Progress, machine};
 use kernels::QuantSpec;
 use model::{
@@ -129,6 +130,23 @@ impl Job {
 
     /// Does the work. Killed at any moment and started again, it goes on after the last finished block.
     pub fn run(&self) -> Result<Outcome, QuantizeError> {
+        self.run_by(&|journal, resumed| self.solve(journal, resumed))
+    }
+
+    /// The same on statistics that were captured before, whatever text the options name.
+    pub fn run_on(&self, statistics: &dyn Statistics) -> Result<Outcome, QuantizeError> {
+        self.run_by(&|journal, _| {
+            let mut progress = Progress::new("solving", self.plan.blocks() as u64, 0);
+            let members = [Member { plan: &self.plan, journal }];
+            let solved = sweep(&self.checkpoint, &members, statistics, &mut |block| {
+                progress.step(&format!("block {block}"));
+            });
+            progress.finish();
+            solved
+        })
+    }
+
+    fn run_by(&self, solve: &dyn Fn(&Journal, usize) -> Result<(), QuantizeError>) -> Result<Outcome, QuantizeError> {
         self.cost.check()?;
         let out = &self.request.out;
         if out.exists() && !self.request.overwrite {
@@ -137,7 +155,7 @@ impl Job {
         let journal = Journal::open(out, &self.identity, self.request.overwrite)?;
         let resumed = (0..self.plan.blocks()).filter(|&block| journal.has(block)).count();
         let walking = Instant::now();
-        self.solve(&journal, resumed)?;
+        solve(&journal, resumed)?;
         let walked = walking.elapsed().as_secs_f64();
         let modules = self.reports(&journal)?;
         let unpublished = self.unpublished(&journal);

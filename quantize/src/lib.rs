@@ -31,7 +31,9 @@ pub mod preflight;
 pub mod prove;
 pub mod report;
 pub mod rtn;
+pub mod solved;
 pub mod solver;
+pub mod sweep;
 pub mod visitor;
 pub mod warnings;
 

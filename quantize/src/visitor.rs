@@ -10,7 +10,11 @@ use crate::{
     plan::{HEAD, Method, Options, ValidPlan},
     rtn::RoundToNearest,
 };
-use calibration::{CalibrationError, LayerStatistics, Visitor, adequacy::check_statistics, driver::Divisors};
+use calibration::{
+    CalibrationError, LayerStatistics, Visitor,
+    adequacy::{StageAdequacy, check_statistics},
+    driver::Divisors,
+};
 use console::Progress;
 use model::{
     Block, Linear, Stage,
@@ -21,7 +25,7 @@ use std::collections::BTreeMap;
 
 /// Quantizes block after block into a journal.
 pub struct Quantizer<'a> {
-    plan: &'a ValidPlan,
+    pub(crate) plan: &'a ValidPlan,
     journal: &'a Journal,
     algorithm: Algorithm,
     block_solver: BlockSolver,
@@ -29,6 +33,8 @@ pub struct Quantizer<'a> {
     /// Sums of squared activations of every module that was captured.
     pub sums: BTreeMap<String, Sums>,
     progress: &'a mut Progress,
+    /// Whether every output error is measured.
+    measured: bool,
     /// Parts of the present block that are in the journal.
     parts: usize,
 }
@@ -49,8 +55,19 @@ impl<'a> Quantizer<'a> {
         importance: Option<&'a Importance>,
         progress: &'a mut Progress,
     ) -> Self {
+        Self::measuring(plan, journal, importance, progress, true)
+    }
+
+    /// The same; the outputs' errors of error compensation are only `measured` where wanted.
+    pub(crate) fn measuring(
+        plan: &'a ValidPlan,
+        journal: &'a Journal,
+        importance: Option<&'a Importance>,
+        progress: &'a mut Progress,
+        measured: bool,
+    ) -> Self {
         let Options { method, damping, input_correction, act_order, .. } = plan.options;
-        let gptq = Gptq { damping, input_correction };
+        let gptq = Gptq { damping, input_correction, measured };
         let awq =
             |compensation| Awq { options: plan.options.awq.clone(), compensation, folded: FoldedBlock::default() };
         let algorithm = match method {
@@ -61,7 +78,7 @@ impl<'a> Quantizer<'a> {
         };
         let block_solver = BlockSolver { method, damping, input_correction, act_order };
         let (sums, parts) = (BTreeMap::new(), 0);
-        Self { plan, journal, algorithm, block_solver, importance, sums, progress, parts }
+        Self { plan, journal, algorithm, block_solver, importance, sums, progress, measured, parts }
     }
 
     fn solver(&self) -> &dyn Solver {
@@ -85,6 +102,18 @@ impl<'a> Quantizer<'a> {
     ) -> Result<(), QuantizeError> {
         let adequacy = check_statistics(&linears[0].name, statistics)?;
         let mut hessian = Hessian::new(statistics, &linears[0].name)?;
+        self.solve_linears(index, linears, statistics, &adequacy, &mut hessian)
+    }
+
+    /// The same for linears whose shared input has `statistics`, with the factors that `hessian` has already.
+    pub(crate) fn solve_linears(
+        &mut self,
+        index: usize,
+        linears: &mut [Linear],
+        statistics: &LayerStatistics,
+        adequacy: &StageAdequacy,
+        hessian: &mut Hessian<'_>,
+    ) -> Result<(), QuantizeError> {
         let mut solved = Vec::new();
         for linear in linears.iter() {
             let Some(spec) = self.plan.spec_of(&linear.name) else { continue };
@@ -95,10 +124,10 @@ impl<'a> Quantizer<'a> {
                     Algorithm::Awq(awq) => awq.folded.modules.get(&linear.name),
                     Algorithm::Plain(_) => None,
                 };
-                let (matrix, report) = self.block_solver.solve(linear, kind, importance, &mut hessian, folded)?;
+                let (matrix, report) = self.block_solver.solve(linear, kind, importance, hessian, folded)?;
                 (matrix.into(), report)
             } else {
-                let (matrix, report) = self.solver().solve(linear, spec, &mut hessian)?;
+                let (matrix, report) = self.solver().solve(linear, spec, hessian)?;
                 (matrix.into(), report)
             };
             report.near_dead_columns.clone_from(&adequacy.near_dead_columns);
@@ -112,7 +141,7 @@ impl<'a> Quantizer<'a> {
             let linear =
                 linears.iter_mut().find(|linear| linear.name == report.module).expect("it was solved just now");
             let weight = matrix.dequantize();
-            self.check_error(linear, &weight, report, &hessian)?;
+            self.check_error(linear, &weight, report, hessian)?;
             linear.weight = weight;
         }
         Ok(())
@@ -126,6 +155,9 @@ impl<'a> Quantizer<'a> {
         report: &LayerReport,
         hessian: &Hessian<'_>,
     ) -> Result<(), QuantizeError> {
+        if report.error.is_none() && !self.measured {
+            return Ok(());
+        }
         let error = self.solver().output_error(linear, weight, hessian);
         if report.error == Some(error) {
             return Ok(());

@@ -173,7 +173,7 @@ fn without_clipping_and_scaling_the_integers_are_those_of_the_plain_methods() {
     let plain = AwqOptions { clip: false, ..AwqOptions::default() };
     for act_order in [ActOrder::None, ActOrder::Desc, ActOrder::Static, ActOrder::Group] {
         let spec = QuantSpec { act_order, ..spec(3, Some(16), false) };
-        let gptq = || Gptq { damping: 0.01, input_correction: 0.0 };
+        let gptq = || Gptq { measured: true, damping: 0.01, input_correction: 0.0 };
         let (ours, report) = awq(plain.clone(), Some(gptq()), &linears[0], &spec, &statistics).unwrap();
         let mut hessian = Hessian::new(&statistics, "q").unwrap();
         let (theirs, plain_report) = gptq().solve(&linears[0], &spec, &mut hessian).unwrap();
@@ -200,7 +200,7 @@ fn compensation_beats_rounding_on_the_same_clipped_grids() {
         let spec = QuantSpec { act_order, ..spec(3, Some(16), false) };
         awq(AwqOptions::default(), compensation, &linears[0], &spec, &statistics).unwrap()
     };
-    let gptq = || Some(Gptq { damping: 0.01, input_correction: 0.0 });
+    let gptq = || Some(Gptq { measured: true, damping: 0.01, input_correction: 0.0 });
     for act_order in [ActOrder::None, ActOrder::Static, ActOrder::Group] {
         let ((compensated, after), (rounded, before)) = (solve(act_order, gptq()), solve(act_order, None));
         assert_eq!(after.clipping, before.clipping);

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const DAMPING: f64 = 0.01;
-const GPTQ: Gptq = Gptq { damping: DAMPING, input_correction: 0.0 };
+const GPTQ: Gptq = Gptq { measured: true, damping: DAMPING, input_correction: 0.0 };
 
 struct Problem {
     linear: Linear,
@@ -295,9 +295,12 @@ fn the_reported_error_is_that_of_the_integers() {
 fn a_singular_hessian_is_rescued_and_said_so() {
     // Two tokens for 40 columns, no damping: no arithmetic can factor that.
     let problem = problem(13, 8, 40, 2, &[]);
-    let (_, report) =
-        solve(&Gptq { damping: 0.0, input_correction: 0.0 }, &problem, &spec(ActOrder::Static, 4, Some(8), true))
-            .unwrap();
+    let (_, report) = solve(
+        &Gptq { measured: true, damping: 0.0, input_correction: 0.0 },
+        &problem,
+        &spec(ActOrder::Static, 4, Some(8), true),
+    )
+    .unwrap();
     let used = report.factorization.unwrap();
     assert_eq!(used.damping_asked, 0.0);
     assert!(used.damping > 0.0 || !used.degenerate_columns.is_empty(), "{used:?}");
@@ -384,7 +387,7 @@ fn by_explicit_solves(problem: &Problem, drift: &[f64], spec: &QuantSpec) -> (Ve
 
 #[test]
 fn a_drifted_input_is_made_up_for_as_by_solving_for_all_free_columns_at_each_step() {
-    let corrected = Gptq { damping: DAMPING, input_correction: 1.0 };
+    let corrected = Gptq { measured: true, damping: DAMPING, input_correction: 1.0 };
     let (mut parted, mut rows) = (0, 0);
     for act_order in [ActOrder::None, ActOrder::Desc, ActOrder::Static, ActOrder::Group] {
         for (seed, n, bits, group_size, dead) in
@@ -419,7 +422,7 @@ fn without_drift_the_integers_are_gptq_s() {
         let spec = spec(act_order, 3, Some(32), false);
         let (plain, _) = solve(&GPTQ, &problem, &spec).unwrap();
         problem.statistics.drift = Some(vec![0.0; 150 * 150]);
-        let corrected = Gptq { damping: DAMPING, input_correction: 1.0 };
+        let corrected = Gptq { measured: true, damping: DAMPING, input_correction: 1.0 };
         assert_eq!(solve(&corrected, &problem, &spec).unwrap().0, plain);
         let (problem, _) = drifted(problem, 5);
         assert_eq!(solve(&GPTQ, &problem, &spec).unwrap().0, plain, "a correction of 0 is none");

@@ -4,15 +4,23 @@ use crate::{
     StudyError,
     file::{Budget, text_from},
     opened::{Opened, PreparedText, Unit},
+    shared,
     store::Contents,
 };
-use calibration::overlap::{Ngrams, WORDS};
+use calibration::{
+    captured::Captured,
+    overlap::{Ngrams, WORDS},
+};
 use console::machine;
 use evaluate::{score::score, window::Window};
 use model::text::Document;
 use quantize::preflight;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+    time::Instant,
+};
 
 /// Tokens of the window that tells the speed of scoring.
 const PROBE_TOKENS: usize = 256;
@@ -52,10 +60,11 @@ pub fn estimate(opened: &Opened, done: &Contents, threads: usize, folder: &Path)
     let mut cost = Cost::default();
     let mut speeds = BTreeMap::new();
     for (name, model) in &opened.models {
-        if let Some(text) = opened.texts.iter().find(|text| text.model == *name) {
+        if let Some(text) = opened.texts.iter().find(|text| text.model == *name && text.text().is_some()) {
             speeds.insert(name.as_str(), tokens_per_second(text, &model.checkpoint, threads)?);
         }
     }
+    let mut captured = HashSet::new();
     for unit in &opened.units {
         let (there, open): (Vec<_>, Vec<_>) = unit.cells.iter().partition(|cell| done.measured(&cell.key).is_some());
         cost.done += there.len();
@@ -63,9 +72,10 @@ pub fn estimate(opened: &Opened, done: &Contents, threads: usize, folder: &Path)
         if open.is_empty() {
             continue;
         }
-        let tokens: usize = open.iter().map(|cell| opened.texts[cell.text].prepared.tokens_fed()).sum();
+        let tokens: usize = open.iter().map(|cell| opened.texts[cell.text].tokens_fed()).sum();
+        // With tasks alone there is no text to measure the speed on.
         cost.seconds += tokens as f64 / speeds.get(unit.model.as_str()).copied().unwrap_or(f64::INFINITY);
-        quantization(opened, unit, threads, folder, &mut cost)?;
+        quantization(opened, unit, threads, folder, &mut captured, &mut cost)?;
     }
     Ok(cost)
 }
@@ -75,6 +85,7 @@ fn quantization(
     unit: &Unit,
     threads: usize,
     folder: &Path,
+    captured: &mut HashSet<String>,
     cost: &mut Cost,
 ) -> Result<(), StudyError> {
     let Some(plan) = &unit.plan else { return Ok(()) };
@@ -82,6 +93,15 @@ fn quantization(
     let checkpoint = &opened.models[&unit.model].checkpoint;
     let own = preflight::estimate(checkpoint, plan, windows, threads, memory_limit(&opened.file.budget), folder)?;
     cost.quantizations += 1;
+    // Statistics that are there are neither captured nor stored again; solving on them is next to nothing.
+    if let Some(key) = shared::key(opened, unit) {
+        cost.disk += own.disk / 2;
+        let there = shared::statistics_folder(folder, &key).join("statistics.json").exists();
+        if there || !captured.insert(key) {
+            return Ok(());
+        }
+        cost.disk += Captured::bytes(&checkpoint.config);
+    }
     cost.seconds += own.seconds.unwrap_or_default();
     cost.memory = cost.memory.max(own.memory + own.activations_in_memory);
     cost.disk = if opened.file.keep { cost.disk + own.disk } else { cost.disk.max(own.disk) };
@@ -90,12 +110,13 @@ fn quantization(
 
 /// Scoring a short window on one thread, times the threads.
 fn tokens_per_second(text: &PreparedText, checkpoint: &model::Checkpoint, threads: usize) -> Result<f64, StudyError> {
-    let first = &text.prepared.windows[0];
+    let windows = text.text().map_or(&[][..], |prepared| &prepared.windows);
+    let Some(first) = windows.first() else { return Ok(f64::INFINITY) };
     let length = first.tokens.len().min(PROBE_TOKENS);
     let probe = Window { tokens: first.tokens[..length].to_vec(), scored: 1..length, ..first.clone() };
     let started = Instant::now();
     score(checkpoint, std::slice::from_ref(&probe), u64::MAX, &mut |_| {})?;
-    let parallel = threads.min(text.prepared.windows.len());
+    let parallel = threads.min(windows.len());
     Ok((length * parallel) as f64 / started.elapsed().as_secs_f64())
 }
 
@@ -130,7 +151,8 @@ pub fn beyond_budget(budget: &Budget, cost: &Cost) -> Vec<String> {
 pub fn overlaps(opened: &Opened) -> Result<Vec<Overlap>, StudyError> {
     let mut evaluations = Vec::new();
     for (name, evaluation) in &opened.file.evaluation {
-        let texts = documents(&text_from(&opened.folder, &evaluation.text), evaluation.field.as_deref())?;
+        let Some(text) = &evaluation.text else { continue };
+        let texts = documents(&text_from(&opened.folder, text), evaluation.field.as_deref())?;
         evaluations.push((name, Ngrams::of(texts.iter().map(String::as_str), WORDS)));
     }
     let mut pairs = Vec::new();

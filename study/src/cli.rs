@@ -51,6 +51,16 @@ pub(crate) enum Command {
     Run(RunOptions),
     /// Compute the cells that failed
     Retry(RunOptions),
+    /// Capture a model's statistics over a text once, for any number of `study solve`
+    ///
+    /// Walks the original model over the calibration windows and keeps what solvers need of every layer's input, in
+    /// float32, in a folder. Killed and started again, it goes on after the last finished block.
+    Capture(CaptureOptions),
+    /// Solve a checkpoint from captured statistics, without running the model
+    ///
+    /// Any bits, group size, order and damping from the same statistics; several folders are mixed by their weights. Layers
+    /// don't see each other's errors, as with `quantize --inputs original`.
+    Solve(SolveOptions),
     /// Count cells done, open and failed, and say why
     Status {
         #[command(flatten)]
@@ -69,7 +79,7 @@ pub(crate) enum Command {
     },
     /// Write the measured cells as one table to stdout
     ///
-    /// A row for each cell, the same columns in both formats, so that pandas and polars read it in one line. The blocks
+    /// A row for each cell, the same columns in every format, so that pandas and polars read it in one line. The blocks
     /// behind each perplexity are in the results folder's own lines.
     Export {
         #[command(flatten)]
@@ -77,6 +87,23 @@ pub(crate) enum Command {
         /// The format
         #[arg(long, value_enum, value_name = "NAME", default_value_t = Format::Csv)]
         format: Format,
+        /// File to write to instead of stdout
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Suggest bits for each part of the model under a byte budget
+    ///
+    /// From cells that quantize one part alone (`part = "only each layer stage"`, several `bits`), by their divergence. What
+    /// runtimes fuse stays alike. It rests on divergences adding up: measure what it suggests before you believe it.
+    Suggest {
+        #[command(flatten)]
+        study: Where,
+        /// Most bytes of the checkpoint's tensors, such as 60MiB
+        #[arg(long, value_name = "SIZE")]
+        bytes: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Run a small study on the embedded model, in about a minute, and report it
     Demo {
@@ -104,6 +131,8 @@ pub(crate) enum Format {
     Csv,
     /// One JSON object a line.
     Jsonl,
+    /// A Parquet file.
+    Parquet,
 }
 
 /// A study and its results.
@@ -126,8 +155,136 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
     /// Run only part I of N of the configurations, such as 2/4: for several machines on one results folder
-    #[arg(long, value_name = "I/N", value_parser = part)]
+    #[arg(long, value_name = "I/N", value_parser = part, conflicts_with = "on")]
     pub(crate) part: Option<(usize, usize)>,
+    /// Where: in processes on this machine, or in an array of Slurm jobs [default: in this process]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub(crate) on: Option<On>,
+    /// Processes, or Slurm jobs, at once [default: 2 processes; no limit under Slurm]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..), requires = "on")]
+    pub(crate) jobs: Option<u16>,
+    /// Configurations in each chunk [default: even chunks for the processes; 1 under Slurm]; those that share statistics
+    /// are never torn apart
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..), requires = "on")]
+    pub(crate) chunk_size: Option<u16>,
+    /// Slurm: partition
+    #[arg(long, value_name = "NAME", requires = "on")]
+    pub(crate) partition: Option<String>,
+    /// Slurm: account
+    #[arg(long, value_name = "NAME", requires = "on")]
+    pub(crate) account: Option<String>,
+    /// Slurm: time limit of a job, such as 2:00:00
+    #[arg(long, value_name = "TIME", requires = "on")]
+    pub(crate) time_limit: Option<String>,
+    /// Slurm: memory of a job, such as 16G
+    #[arg(long, value_name = "SIZE", requires = "on")]
+    pub(crate) memory: Option<String>,
+    /// Slurm: a further option of sbatch, as it is; may be given again
+    #[arg(long, value_name = "OPTION", requires = "on", allow_hyphen_values = true)]
+    pub(crate) sbatch: Vec<String>,
+    /// Slurm: stay until all jobs are through
+    #[arg(long, requires = "on")]
+    pub(crate) wait: bool,
+    /// Run only these configurations: what workers are started with
+    #[arg(long, hide = true, value_name = "FILE:INDEX")]
+    pub(crate) chunk: Option<String>,
+}
+
+/// Where cells are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum On {
+    /// Processes on this machine.
+    Local,
+    /// An array of Slurm jobs.
+    Slurm,
+}
+
+/// What `study capture` takes.
+#[derive(Args)]
+pub(crate) struct CaptureOptions {
+    /// The model: a folder, a GGUF file, `demo`, or org/name[@revision] on the hub
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+    /// Calibration text: FILE[=WEIGHT], `demo:prose`, `hub:org/name/path`, `random-tokens`; may be given again
+    #[arg(long, value_name = "SOURCE", required = true)]
+    pub(crate) calibration: Vec<String>,
+    /// Windows cut from the text
+    #[arg(long, value_name = "COUNT", default_value_t = 128)]
+    pub(crate) samples: usize,
+    /// Tokens per window
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
+    pub(crate) sequence_length: usize,
+    /// Seed of the places where windows are cut
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Folder for the statistics
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: PathBuf,
+    /// Threads [default: all cores]; the results do not depend on it
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+}
+
+/// What `study solve` takes.
+#[derive(Args)]
+pub(crate) struct SolveOptions {
+    /// The model that the statistics are of
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+    /// A folder of `study capture`, with its share in a mixture; may be given again
+    #[arg(long, value_name = "FOLDER[=WEIGHT]", required = true, value_parser = study::solve::weighted)]
+    pub(crate) statistics: Vec<(PathBuf, f64)>,
+    /// `gptq`, `awq` or `awq+gptq`
+    #[arg(long, value_name = "NAME", default_value = "gptq")]
+    pub(crate) method: String,
+    /// Bits per weight
+    #[arg(long, value_name = "COUNT", default_value_t = 4)]
+    pub(crate) bits: u32,
+    /// Input columns that share a scale; -1 for one group per row
+    #[arg(long, value_name = "COLUMNS", default_value_t = 128, allow_hyphen_values = true)]
+    pub(crate) group_size: i64,
+    /// Grids with a zero-point
+    #[arg(long)]
+    pub(crate) asymmetric: bool,
+    /// `none`, `desc`, `static` or `group`
+    #[arg(long, value_name = "ORDER", default_value = "static")]
+    pub(crate) act_order: String,
+    /// `minmax` or `mse`
+    #[arg(long, value_name = "HOW", default_value = "minmax")]
+    pub(crate) scale_search: String,
+    /// Added to the Hessian's diagonal, as a share of its mean
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    pub(crate) damping: f64,
+    /// The format to write
+    #[arg(long, value_name = "NAME", default_value = "gptq")]
+    pub(crate) format: model::format::Target,
+    /// The checkpoint to write
+    #[arg(long, value_name = "OUT")]
+    pub(crate) out: PathBuf,
+    /// Threads [default: all cores]; the results do not depend on it
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+}
+
+impl RunOptions {
+    /// In this process, all of it.
+    pub(crate) fn here(study: Where, threads: Option<u16>) -> Self {
+        Self {
+            study,
+            threads,
+            part: None,
+            on: None,
+            jobs: None,
+            chunk_size: None,
+            partition: None,
+            account: None,
+            time_limit: None,
+            memory: None,
+            sbatch: Vec::new(),
+            wait: false,
+            chunk: None,
+        }
+    }
 }
 
 /// The study of `study demo`.
@@ -146,6 +303,12 @@ pub(crate) enum Template {
     SampleCount,
     /// Which method, at how many bits?
     Methods,
+    /// Which part of the model does the damage?
+    Damage,
+    /// Which capability suffers most?
+    Capability,
+    /// Which format is best at equal size?
+    Formats,
 }
 
 impl Template {
@@ -157,6 +320,9 @@ impl Template {
             Self::ActOrder => include_str!("../examples/act-order.toml"),
             Self::SampleCount => include_str!("../examples/sample-count.toml"),
             Self::Methods => include_str!("../examples/methods.toml"),
+            Self::Damage => include_str!("../examples/damage.toml"),
+            Self::Capability => include_str!("../examples/capability.toml"),
+            Self::Formats => include_str!("../examples/formats.toml"),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Keys that mean nothing are refused by name. `study schema` prints the JSON schema of this module's types, which
 //! editors complete from.
 
-use crate::{StudyError, values::Values};
+use crate::{StudyError, measure::Measure, values::Values};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -36,6 +36,10 @@ pub struct StudyFile {
     /// Bounds that the study must keep.
     #[serde(default)]
     pub budget: Budget,
+    /// Where everything is solved with `inputs = "original"`: also solve one configuration of each method in true sequence,
+    /// so that the report can say what the shortcut costs.
+    #[serde(default = "yes")]
+    pub shortcut_check: bool,
     /// Keep the quantized checkpoints in the results folder instead of removing each after its evaluation.
     #[serde(default)]
     pub keep: bool,
@@ -48,9 +52,18 @@ pub struct Axes {
     /// `demo`, a Hugging Face folder, a GGUF file (both from this file's folder on), or `org/name[@revision]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<Values<String>>,
-    /// `gptq`, `rtn`, or another method that `quantize --method` takes. Default: `gptq`.
+    /// `gptq`, `rtn`, `awq`, `awq+gptq`; for GGUF formats also `rtn+importance`, rounding weighted by mean squared inputs.
+    /// Default: `gptq`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<Values<String>>,
+    /// `gptq`, `awq`, `compressed-tensors`, or `gguf:MIXTURE`, whose blocks have bits and groups of their own. Default: `gptq`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Values<String>>,
+    /// Which part of the model is quantized: `all`, `only PLACE` or `without PLACE`, where PLACE is `layer 3`,
+    /// `layer 3 qkv` (or `output`, `gate-up`, `down`), `qkv`, or a glob of module names; `only each layer`,
+    /// `only each stage` and `only each layer stage` (`without ...` too) stand for one level each. Default: `all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<Values<String>>,
     /// Bits per weight. Default: 4.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bits: Option<Values<u32>>,
@@ -112,12 +125,28 @@ pub struct CalibrationText {
     pub field: Option<String>,
 }
 
-/// A text that every cell is measured on, and how.
+/// A text or task that every cell is measured on, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Evaluation {
     /// `FILE` (a folder or glob too), `demo:prose-heldout`, `demo:code-heldout` or `hub:org/name/path`.
-    pub text: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// `perplexity` (the default) or `divergence` from the unquantized model; a task is a measure of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measure: Option<Measure>,
+    /// Instead of a text: a task that `evaluate tasks` lists, or a task file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// Solved examples before each question of the task. Default: what the task says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shots: Option<usize>,
+    /// Put only so many of the task's questions, drawn once for all cells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Folders where the task's data is looked for. Default: `CALIPER_DATA`, else `data` in the present folder.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<String>,
     /// A protocol that `evaluate protocols` lists.
     #[serde(default = "protocol")]
     pub protocol: String,
@@ -169,6 +198,10 @@ pub struct Budget {
     pub disk: Option<String>,
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn samples() -> usize {
     128
 }
@@ -183,6 +216,28 @@ fn packing() -> String {
 
 fn protocol() -> String {
     "gptq-2048".to_owned()
+}
+
+impl Evaluation {
+    /// What is measured.
+    pub fn measure(&self) -> Measure {
+        if self.task.is_some() { Measure::Task } else { self.measure.unwrap_or_default() }
+    }
+
+    /// What contradicts itself in it.
+    pub fn problem(&self) -> Option<&'static str> {
+        match (&self.text, &self.task, self.measure) {
+            (Some(_), Some(_), _) => Some("give `text` or `task`, not both"),
+            (None, None, _) => Some("give `text = \"FILE\"` or `task = \"NAME\"`"),
+            (Some(_), None, Some(Measure::Task)) => {
+                Some("`measure = \"task\"` needs `task = \"NAME\"` instead of a text")
+            }
+            (None, Some(_), Some(Measure::Perplexity | Measure::Divergence)) => {
+                Some("a task is a measure of its own: leave `measure` out")
+            }
+            _ => None,
+        }
+    }
 }
 
 impl StudyFile {

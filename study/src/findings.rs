@@ -1,15 +1,17 @@
 //! What the results say: losses, effects of single settings, the matrix of domains, what no other setting beats.
 //!
 //! ```text
-//! loss            log-perplexity − that of the unquantized model, on the same windows
+//! loss            the measure − that of the unquantized model, on the same windows or items
 //! effect of L     mean over all pairs of configurations that differ in one setting only, L against a reference
 //! own-domain gain of text e:   mean over the sets c of other domains of loss(c, e)  −  loss(own set, e)
 //! front           configurations than which none of the same model is at most as large and at most as lossy
 //! ```
 
 use crate::{
+    measure::Measure,
+    part,
     results::{Group, Results},
-    settings::agree,
+    settings::{Settings, agree},
     statistics::{Effect, Estimate, Series, effect},
 };
 
@@ -37,7 +39,7 @@ pub struct Contrast {
     pub level: String,
     /// What it is compared with.
     pub reference: String,
-    /// The difference in log-perplexity.
+    /// The difference of the measure.
     pub estimate: Estimate,
     /// Pairs of configurations behind it, on each evaluation.
     pub pairs: usize,
@@ -63,6 +65,8 @@ pub struct Entry {
 
 /// The matrix of calibration sets and evaluations, all other settings the same.
 pub struct Panel {
+    /// What was measured.
+    pub measure: Measure,
     /// The other settings, where they vary.
     pub title: String,
     /// Rows.
@@ -87,11 +91,51 @@ pub struct Curve {
     pub lines: Vec<(String, Vec<(f64, Estimate)>)>,
 }
 
+/// Parts of a model quantized, or left out, one at a time, everything else the same.
+pub struct Parts {
+    /// `only` or `without`.
+    pub how: String,
+    /// The other settings, where they vary.
+    pub title: String,
+    /// Each part and its mean loss, the largest first.
+    pub parts: Vec<(String, Estimate)>,
+    /// The loss with everything quantized, where that was measured.
+    pub all: Option<Estimate>,
+}
+
+/// The losses of parts.
+pub fn parts(results: &Results<'_>) -> Vec<Parts> {
+    let axes: Vec<&str> = results.plan.varying().into_iter().filter(|axis| !["part", "seed"].contains(axis)).collect();
+    let mut found: Vec<(Settings, Parts)> = Vec::new();
+    for group in &results.groups {
+        let Some((how, place)) = group.settings.part.as_deref().and_then(part::split) else { continue };
+        let Some(loss) = results.mean_loss(group).map(|loss| loss.estimate()) else { continue };
+        let rest = Settings { part: None, ..group.settings.clone() };
+        let known = found.iter().position(|(settings, parts)| *settings == rest && parts.how == how);
+        let index = known.unwrap_or_else(|| {
+            let title = if axes.is_empty() { String::new() } else { rest.label(&axes) };
+            let whole = results.groups.iter().find(|group| group.settings == rest);
+            let all = whole.and_then(|group| results.mean_loss(group)).map(|loss| loss.estimate());
+            found.push((rest, Parts { how: how.to_owned(), title, parts: Vec::new(), all }));
+            found.len() - 1
+        });
+        found[index].1.parts.push((place.to_owned(), loss));
+    }
+    let mut found: Vec<Parts> = found.into_iter().map(|(_, parts)| parts).collect();
+    for parts in &mut found {
+        parts.parts.sort_by(|a, b| b.1.value.total_cmp(&a.1.value));
+    }
+    found
+}
+
 /// A row for each configuration.
 pub fn rows(results: &Results<'_>) -> Vec<Row> {
     let mut rows: Vec<Row> =
         results.groups.iter().enumerate().map(|(index, group)| row(results, index, group)).collect();
-    let places: Vec<_> = rows.iter().map(|row| Some((row.bits_per_weight?, row.mean?.value))).collect();
+    // A model of which only a part is quantized is no choice of a size.
+    let whole = |row: &&Row| results.groups[row.group].settings.part.is_none();
+    let place = |row: &Row| Some((Some(row).filter(whole)?.bits_per_weight?, row.mean?.value));
+    let places: Vec<_> = rows.iter().map(place).collect();
     for (index, row) in rows.iter_mut().enumerate() {
         let Some(own) = places[index] else { continue };
         let model = &results.groups[row.group].settings.model;
@@ -120,7 +164,7 @@ fn row(results: &Results<'_>, index: usize, group: &Group<'_>) -> Row {
 
 /// Every setting with several levels but models and seeds, its levels against the best one.
 pub fn rankings(results: &Results<'_>) -> Vec<Ranking> {
-    let axes = results.plan.varying().into_iter().filter(|axis| !["model", "seed"].contains(axis));
+    let axes = results.plan.varying().into_iter().filter(|axis| !["model", "seed", "part"].contains(axis));
     axes.filter_map(|axis| ranking(results, axis)).collect()
 }
 
@@ -163,8 +207,11 @@ fn pairs<'r>(
     evaluation: &str,
 ) -> Vec<(&'r Series<'r>, &'r Series<'r>)> {
     let except = agreeing_except(results, axis);
+    let whole = results.groups.iter().any(|group| group.settings.part.is_none());
     let at = |wanted: &str| {
-        let groups = results.groups.iter().filter(move |group| group.settings.model == model);
+        // A setting is judged by what it does to the whole model, where that was measured.
+        let counts = move |group: &&Group<'_>| group.settings.part.is_none() || !whole;
+        let groups = results.groups.iter().filter(move |group| group.settings.model == model).filter(counts);
         let wanted = wanted.to_owned();
         groups
             .filter(move |group| group.settings.level(axis).as_deref() == Some(wanted.as_str()))
@@ -197,7 +244,9 @@ pub fn panels(results: &Results<'_>) -> Vec<Panel> {
     }
     let except = agreeing_except(results, "calibration");
     let mut kinds: Vec<Vec<&Group<'_>>> = Vec::new();
-    for group in results.groups.iter().filter(|group| group.settings.calibration.is_some()) {
+    for group in
+        results.groups.iter().filter(|group| group.settings.calibration.is_some() && group.settings.part.is_none())
+    {
         match kinds.iter_mut().find(|kind| agree(&kind[0].settings, &group.settings, &except)) {
             Some(kind) => kind.push(group),
             None => kinds.push(vec![group]),
@@ -225,6 +274,7 @@ fn panel(results: &Results<'_>, groups: &[&Group<'_>]) -> Panel {
         entries.iter().flatten().flatten().filter_map(|entry| Some(entry.loss.seed_deviation?.powi(2))).collect();
     let pooled = variances.iter().sum::<f64>() / variances.len() as f64;
     Panel {
+        measure: results.measure,
         title,
         sets: groups.iter().map(|group| set_of(group)).collect(),
         evaluations: evaluations.iter().map(|name| (*name).to_owned()).collect(),
@@ -259,7 +309,7 @@ pub fn curves(results: &Results<'_>) -> Vec<Curve> {
     let curve = |axis: &'static str| {
         let others: Vec<&str> = varying.iter().copied().filter(|other| *other != axis && *other != "seed").collect();
         let mut lines: Vec<(String, Vec<(f64, Estimate)>)> = Vec::new();
-        for group in &results.groups {
+        for group in results.groups.iter().filter(|group| group.settings.part.is_none()) {
             let level =
                 group.settings.level(axis).and_then(|level| level.parse::<f64>().ok()).filter(|level| *level > 0.0);
             let (Some(level), Some(loss)) = (level, results.mean_loss(group)) else { continue };

@@ -10,19 +10,30 @@
 
 pub mod check;
 pub mod error;
+pub mod evaluator;
 pub mod export;
 pub mod file;
 pub mod findings;
+pub mod local;
+pub mod measure;
 pub mod opened;
+pub mod part;
+pub mod places;
 pub mod plan;
 pub mod plot;
+pub mod questions;
 pub mod report;
 pub mod results;
 pub mod run;
 pub mod say;
+pub mod schedule;
 pub mod settings;
+pub mod shared;
+pub mod slurm;
+pub mod solve;
 pub mod statistics;
 pub mod store;
+pub mod suggest;
 pub mod values;
 
 pub use error::StudyError;

@@ -4,16 +4,29 @@ mod cli;
 
 use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser as _};
-use cli::{Cli, Command, Format, RunOptions, Where};
-use console::{Exit, Table, machine};
-use std::{fs, io::Write as _, path::Path, process::ExitCode, thread};
+use cli::{CaptureOptions, Cli, Command, Format, On, RunOptions, SolveOptions, Where};
+use console::{Exit, Live, Table, machine};
+use std::{
+    fs,
+    io::{IsTerminal as _, Write as _},
+    path::Path,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
 use study::{
     Opened, Plan, Store, StudyError, StudyFile,
     check::{self, Cost, Overlap, duration},
+    local::Local,
     report::Report,
-    run::{Tally, Wishes},
+    run::{Event, Tally, Wishes},
+    schedule::{self, Batch, Chunking, Scheduler},
+    slurm::Slurm,
     store::Contents,
 };
+
+/// How often the store is read while workers are waited for.
+const LOOK: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -22,9 +35,12 @@ fn main() -> ExitCode {
         Command::Check { study, json } => check_study(&study, json),
         Command::Run(options) => run(&options, false),
         Command::Retry(options) => run(&options, true),
+        Command::Capture(options) => capture(options),
+        Command::Solve(options) => solve(options),
         Command::Status { study } => status(&study),
         Command::Report { study, out } => report(&study, out.as_deref()),
-        Command::Export { study, format } => export(&study, format),
+        Command::Export { study, format, out } => export(&study, format, out.as_deref()),
+        Command::Suggest { study, bytes, json } => suggest(&study, &bytes, json),
         Command::Demo { out, threads } => demo(&out, threads),
         Command::Schema => done(&study::file::schema()),
         Command::Generate { kind } => {
@@ -100,18 +116,20 @@ fn describe(opened: &Opened, cost: &Cost, overlaps: &[Overlap]) -> String {
             opened.crossed, opened.excluded
         ),
         format!(
-            "cells: {}, on {} texts, unquantized models among them; {} are done",
+            "cells: {}, of {} evaluations, unquantized models among them; {} are done",
             opened.cells(),
             file.evaluation.len(),
             cost.done
         ),
     ];
     for text in &opened.texts {
-        let (prepared, record) = (&text.prepared, &text.record);
-        let (windows, scored) = (prepared.windows.len(), prepared.tokens_scored());
+        let measure = text.measure.name();
         lines.push(format!(
-            "  {} for {}: {}, {windows} windows, {scored} tokens scored",
-            text.name, text.model, record.protocol
+            "  {} for {}: {measure}, {}, {}",
+            text.name,
+            text.model,
+            text.record.protocol,
+            text.extent()
         ));
     }
     if !overlaps.is_empty() {
@@ -147,20 +165,52 @@ fn threads(asked: Option<u16>) -> usize {
     asked.map_or_else(|| thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from)
 }
 
+/// Before anything is opened: tokenizing is the first to use threads, and would start them itself.
+fn start_threads(asked: Option<u16>) -> anyhow::Result<()> {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(threads(asked));
+    threads.build_global().context("starting threads")
+}
+
 fn run(options: &RunOptions, retry: bool) -> anyhow::Result<Exit> {
-    // Before anything is opened: tokenizing is the first to use threads, and would start them itself.
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(threads(options.threads));
-    threads.build_global().context("starting threads")?;
+    start_threads(options.threads)?;
     let opened = Opened::new(&options.study.study)?;
     let mut store = options.study.store();
     let tally = run_opened(&opened, &mut store, options, retry)?;
-    verdict(&options.study.study, tally, retry)
+    match tally {
+        Some(tally) => verdict(&options.study.study, tally, retry),
+        None => Ok(Exit::Done),
+    }
 }
 
-/// Plans, says so, runs.
-fn run_opened(opened: &Opened, store: &mut Store, options: &RunOptions, retry: bool) -> anyhow::Result<Tally> {
+/// Plans, says so, runs; nothing is told of a batch that goes on without this process.
+fn run_opened(opened: &Opened, store: &mut Store, options: &RunOptions, retry: bool) -> anyhow::Result<Option<Tally>> {
     opened.check()?;
     let threads = threads(options.threads);
+    let only = options.chunk.as_deref().map(schedule::read_chunk).transpose()?;
+    if only.is_none() {
+        announce(opened, store, threads)?;
+    }
+    if let Some(on) = options.on {
+        return scheduled(opened, store, options, on, retry);
+    }
+    let wishes = Wishes { retry, part: options.part, only, threads };
+    let standing = Standing::of(opened, &store.read()?);
+    let live = Live::new(&opened.file.name, opened.cells() as u64, standing.done() as u64);
+    let mut done = standing.done();
+    let tally = study::run::run(opened, store, &wishes, &mut |event| match event {
+        Event::Line(line) => live.line(line),
+        Event::Cells(cells, best) => {
+            done += cells;
+            live.done(done as u64);
+            live.state(&best.map_or_else(String::new, |best| format!("best so far: {best}")));
+        }
+    })?;
+    live.finish();
+    Ok(Some(tally))
+}
+
+/// Says what there is to do, and writes the plan.
+fn announce(opened: &Opened, store: &Store, threads: usize) -> anyhow::Result<()> {
     let overlaps = check::overlaps(opened)?;
     let cost = check::estimate(opened, &store.read()?, threads, store.folder())?;
     refuse(&check::beyond_budget(&opened.file.budget, &cost))?;
@@ -175,9 +225,178 @@ fn run_opened(opened: &Opened, store: &mut Store, options: &RunOptions, retry: b
         cost.cells,
         duration(cost.seconds)
     ));
-    Plan::of(opened, overlaps).write(store.folder())?;
-    let wishes = Wishes { retry, part: options.part, threads };
-    Ok(study::run::run(opened, store, wishes, &mut |line| say(line))?)
+    Ok(Plan::of(opened, overlaps).write(store.folder())?)
+}
+
+/// Cells by how they stand.
+#[derive(Clone, Copy)]
+struct Standing {
+    measured: usize,
+    failed: usize,
+}
+
+impl Standing {
+    fn of(opened: &Opened, contents: &Contents) -> Self {
+        let cells = || opened.units.iter().flat_map(|unit| &unit.cells);
+        Self {
+            measured: cells().filter(|cell| contents.measured(&cell.key).is_some()).count(),
+            failed: cells().filter(|cell| contents.failed(&cell.key).is_some()).count(),
+        }
+    }
+
+    fn done(self) -> usize {
+        self.measured + self.failed
+    }
+}
+
+/// Hands the open cells to workers. Where this process waits for them, it shows what their files say.
+fn scheduled(
+    opened: &Opened,
+    store: &Store,
+    options: &RunOptions,
+    on: On,
+    retry: bool,
+) -> anyhow::Result<Option<Tally>> {
+    let before = store.read()?;
+    let (scheduler, chunking, threads): (Box<dyn Scheduler>, _, _) = scheduler(options, on);
+    let Some(mut batch) = Batch::new(opened, &before, retry, store.folder(), chunking)? else {
+        return Ok(Some(tally(opened, &before, &before, retry)));
+    };
+    batch.arguments = worker_arguments(options, store, threads, retry)?;
+    let live = Live::new(&opened.file.name, opened.cells() as u64, Standing::of(opened, &before).done() as u64);
+    live.line(&format!("{} chunks for {}", batch.chunks.len(), if on == On::Local { "processes" } else { "Slurm" }));
+    let (axes, mut looked, mut shown) = (study::plan::varying(&opened_settings(opened)), Instant::now(), 0);
+    let told = scheduler.run(&batch, &mut || {
+        if looked.elapsed() < LOOK {
+            return Ok(());
+        }
+        looked = Instant::now();
+        let now = store.read()?;
+        let standing = Standing::of(opened, &now);
+        let best =
+            study::run::best(opened, &now, &axes).map_or_else(String::new, |best| format!(", best so far: {best}"));
+        let state = format!("{} cells measured, {} failed{best}", standing.measured, standing.failed);
+        live.done(standing.done() as u64);
+        live.state(&state);
+        if standing.done() != shown && !std::io::stderr().is_terminal() {
+            live.line(&format!("    {state}"));
+        }
+        shown = standing.done();
+        Ok(())
+    })?;
+    live.finish();
+    say(&told);
+    let waited = on == On::Local || options.wait;
+    let tally = waited.then(|| Ok::<_, StudyError>(tally(opened, &before, &store.read()?, retry))).transpose()?;
+    let open =
+        tally.map_or(0, |tally| opened.cells() - tally.measured - tally.failed - tally.known - tally.failed_before);
+    if open > 0 {
+        bail!("{open} cells are still open: their workers ended before them; see the logs, then `study run` again");
+    }
+    Ok(tally)
+}
+
+fn opened_settings(opened: &Opened) -> impl Iterator<Item = &study::settings::Settings> + Clone {
+    opened.units.iter().filter(|unit| !unit.twin).filter_map(|unit| unit.settings.as_ref())
+}
+
+/// What workers did, from what the store held before and holds after.
+fn tally(opened: &Opened, before: &Contents, after: &Contents, retry: bool) -> Tally {
+    let mut tally = Tally::default();
+    for cell in opened.units.iter().flat_map(|unit| &unit.cells) {
+        let key = &cell.key;
+        let known = before.measured(key).is_some();
+        let tried = retry || before.failed(key).is_none();
+        tally.known += usize::from(known);
+        tally.measured += usize::from(!known && after.measured(key).is_some());
+        tally.failed += usize::from(tried && after.failed(key).is_some());
+        tally.failed_before += usize::from(!tried && after.failed(key).is_some());
+    }
+    tally
+}
+
+fn scheduler(options: &RunOptions, on: On) -> (Box<dyn Scheduler>, Chunking, usize) {
+    let chunking = options.chunk_size.map(|size| Chunking::Of(size.into()));
+    let threads = threads(options.threads);
+    match on {
+        On::Local => {
+            let jobs = options.jobs.map_or(2, usize::from);
+            let each = options.threads.map_or((threads / jobs).max(1), usize::from);
+            (Box::new(Local { jobs }), chunking.unwrap_or(Chunking::Into(jobs)), each)
+        }
+        On::Slurm => {
+            let slurm = Slurm {
+                jobs: options.jobs.map(usize::from),
+                partition: options.partition.clone(),
+                account: options.account.clone(),
+                time_limit: options.time_limit.clone(),
+                memory: options.memory.clone(),
+                cores: threads,
+                options: options.sbatch.clone(),
+                wait: options.wait,
+            };
+            (Box::new(slurm), chunking.unwrap_or(Chunking::Of(1)), threads)
+        }
+    }
+}
+
+/// Paths are made absolute: a worker may start in another folder.
+fn worker_arguments(options: &RunOptions, store: &Store, threads: usize, retry: bool) -> anyhow::Result<Vec<String>> {
+    let absolute = |path: &Path| -> anyhow::Result<String> {
+        Ok(std::path::absolute(path).with_context(|| path.display().to_string())?.to_string_lossy().into_owned())
+    };
+    let verb = if retry { "retry" } else { "run" };
+    let study = absolute(&options.study.study)?;
+    let results = absolute(store.folder())?;
+    let words = [verb, &study, "--results", &results, "--threads", &threads.to_string()];
+    Ok(words.map(str::to_owned).to_vec())
+}
+
+fn capture(options: CaptureOptions) -> anyhow::Result<Exit> {
+    start_threads(options.threads)?;
+    let what = study::solve::Capture {
+        model: options.model,
+        sources: options.calibration,
+        windows: calibration::WindowOptions {
+            samples: options.samples,
+            sequence_length: options.sequence_length,
+            seed: options.seed,
+            packing: calibration::Packing::Concat,
+            field: None,
+        },
+        out: options.out,
+    };
+    let captured = study::solve::capture(&what)?;
+    let (origin, out) = (&captured.origin, what.out.display());
+    done(&format!("captured: {} windows, {} tokens\nwritten: {out}", origin.windows, origin.tokens))
+}
+
+fn solve(options: SolveOptions) -> anyhow::Result<Exit> {
+    start_threads(options.threads)?;
+    let what = study::solve::Solve {
+        model: options.model,
+        statistics: options.statistics,
+        method: options.method,
+        bits: options.bits,
+        group_size: options.group_size,
+        symmetric: !options.asymmetric,
+        act_order: options.act_order,
+        scale_search: options.scale_search,
+        damping: options.damping,
+        format: options.format,
+        out: options.out,
+        threads: threads(options.threads),
+    };
+    let outcome = study::solve::solve(&what)?;
+    let output = &outcome.outputs[0];
+    let proof = outcome.proof.as_ref().map_or_else(String::new, quantize::card::proof_sentence);
+    done(&format!(
+        "solved: {} modules in {:.1} s\n{}\n{proof}\nwritten: {}",
+        outcome.modules.len(),
+        outcome.totals.seconds,
+        output.text().trim_end(),
+        outcome.out.display()
+    ))
 }
 
 fn verdict(study: &Path, tally: Tally, retry: bool) -> anyhow::Result<Exit> {
@@ -204,6 +423,7 @@ fn status(place: &Where) -> anyhow::Result<Exit> {
         failures.len(),
         plan.cells.len() - measured - failures.len()
     )];
+    lines.extend(study::slurm::queue(store.folder()));
     lines.extend(stale(&plan, &place.study));
     lines.extend(cut_short(&contents));
     let axes = plan.varying();
@@ -237,14 +457,61 @@ fn report(place: &Where, out: Option<&Path>) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn export(place: &Where, format: Format) -> anyhow::Result<Exit> {
+fn export(place: &Where, format: Format, out: Option<&Path>) -> anyhow::Result<Exit> {
     let store = place.store();
     let (plan, contents) = (Plan::read(store.folder())?, store.read()?);
     let rows = study::export::rows(&plan, &contents);
-    done(&match format {
-        Format::Csv => study::export::csv(&rows)?,
-        Format::Jsonl => study::export::jsonl(&rows),
-    })
+    let bytes = match format {
+        Format::Csv => study::export::csv(&rows)?.into_bytes(),
+        Format::Jsonl => study::export::jsonl(&rows).into_bytes(),
+        Format::Parquet => study::export::parquet(&rows)?,
+    };
+    match out {
+        Some(path) => {
+            console::files::write_atomically(path, &bytes).with_context(|| path.display().to_string())?;
+            say(&format!("written: {}", path.display()));
+        }
+        None if format == Format::Parquet && std::io::stdout().is_terminal() => {
+            bail!("a Parquet file is nothing to look at: give --out FILE")
+        }
+        None => std::io::stdout().write_all(&bytes).context("writing the table to stdout")?,
+    }
+    Ok(Exit::Done)
+}
+
+fn suggest(place: &Where, bytes: &str, json: bool) -> anyhow::Result<Exit> {
+    let store = place.store();
+    let (plan, contents) = (Plan::read(store.folder())?, store.read()?);
+    let budget = machine::parse_bytes(bytes).map_err(|error| anyhow::anyhow!("--bytes {bytes}: {error}"))?;
+    let opened = Opened::new(&place.study)?;
+    for (name, model) in &opened.models {
+        let float_bytes = study::suggest::float_bytes(&model.checkpoint)?;
+        let options = study::suggest::options(&plan, &contents, name, float_bytes);
+        let suggestion = study::suggest::suggest(options, float_bytes, budget)?;
+        let (common, overrides) = suggestion.overrides(&model.checkpoint.config);
+        if json {
+            let json = serde_json::json!({ "model": name, "suggestion": suggestion, "overrides": overrides });
+            print(&serde_json::to_string_pretty(&json)?)?;
+            continue;
+        }
+        let mut table = Table::new(["part", "bits", "group", "divergence alone"]);
+        for choice in &suggestion.choices {
+            let (bits, group) = (choice.bits.to_string(), choice.group_size.to_string());
+            table.row([choice.place.clone(), bits, group, format!("{:.6}", choice.divergence)]);
+        }
+        let overrides: Vec<String> = overrides.iter().map(|text| format!(" --override '{text}'")).collect();
+        print(&format!(
+            "{table}\n{} of {} allowed; the parts' divergences sum to {:.5} nats\nto make and measure it:\n\
+             quantize {name} --bits {} --group-size {}{} ...",
+            machine::bytes(suggestion.bytes),
+            machine::bytes(budget),
+            suggestion.divergence,
+            common.0,
+            common.1,
+            overrides.concat()
+        ))?;
+    }
+    Ok(Exit::Done)
 }
 
 fn demo(out: &Path, threads: Option<u16>) -> anyhow::Result<Exit> {
@@ -252,7 +519,7 @@ fn demo(out: &Path, threads: Option<u16>) -> anyhow::Result<Exit> {
     let study = out.join("demo.toml");
     fs::write(&study, cli::DEMO).with_context(|| study.display().to_string())?;
     let place = || Where { study: study.clone(), results: None };
-    run(&RunOptions { study: place(), threads, part: None }, false)?;
+    run(&RunOptions::here(place(), threads), false)?;
     report(&place(), None)
 }
 

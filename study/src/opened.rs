@@ -11,6 +11,9 @@
 use crate::{
     StudyError,
     file::{Evaluation, Lines, StudyFile, model_from, text_from},
+    measure::Measure,
+    part,
+    questions::Questions,
     settings::{self, Settings},
     store::{CalibrationRecord, EvaluatedText, SourceRecord},
 };
@@ -40,16 +43,54 @@ pub struct OpenedModel {
     pub files: Vec<SourceFile>,
 }
 
-/// A text cut for a model.
+/// An evaluation made ready for a model.
 pub struct PreparedText {
     /// The evaluation's name.
     pub name: String,
     /// The model it is cut for.
     pub model: String,
-    /// Its windows.
-    pub prepared: Prepared,
+    /// What is measured.
+    pub measure: Measure,
+    /// What the model is given.
+    pub given: Given,
     /// What results say of it.
     pub record: EvaluatedText,
+}
+
+/// What a model is given in an evaluation.
+pub enum Given {
+    /// A text in windows.
+    Text(Box<Prepared>),
+    /// A task's questions.
+    Task(Box<Questions>),
+}
+
+impl PreparedText {
+    /// The windows of its text.
+    pub fn text(&self) -> Option<&Prepared> {
+        match &self.given {
+            Given::Text(prepared) => Some(prepared),
+            Given::Task(_) => None,
+        }
+    }
+
+    /// Tokens that go through the model.
+    pub fn tokens_fed(&self) -> usize {
+        match &self.given {
+            Given::Text(prepared) => prepared.tokens_fed(),
+            Given::Task(questions) => questions.tokens_fed(),
+        }
+    }
+
+    /// How much there is of it, in words.
+    pub fn extent(&self) -> String {
+        match &self.given {
+            Given::Text(prepared) => {
+                format!("{} windows, {} tokens scored", prepared.windows.len(), prepared.tokens_scored())
+            }
+            Given::Task(questions) => format!("{} questions, {} tokens", questions.count(), questions.tokens_fed()),
+        }
+    }
 }
 
 /// A configuration and the evaluations it is measured on.
@@ -66,6 +107,8 @@ pub struct Unit {
     pub plan: Option<ValidPlan>,
     /// The calibration windows.
     pub calibration: Option<Arc<CalibrationSet>>,
+    /// Whether it is there only to measure another's shortcut against: the same settings in true sequence.
+    pub twin: bool,
     /// Its cells.
     pub cells: Vec<Cell>,
 }
@@ -132,7 +175,8 @@ impl Opened {
         opened.check_names();
         opened.open_models(&combinations.distinct);
         opened.prepare_texts();
-        opened.settle(combinations.distinct);
+        let distinct = opened.expanded(combinations.distinct);
+        opened.settle(distinct);
         opened.problems.dedup();
         Ok(opened)
     }
@@ -178,7 +222,14 @@ impl Opened {
 
     fn prepare_texts(&mut self) {
         for (name, evaluation) in &self.file.evaluation {
-            let source = match Source::read(&text_from(&self.folder, &evaluation.text), evaluation.field.as_deref()) {
+            if let Some(problem) = evaluation.problem() {
+                self.problems.push(format!("evaluation.{name}: {problem}"));
+                continue;
+            }
+            let source = evaluation.text.as_ref().map(|text| {
+                Source::read(&text_from(&self.folder, text), evaluation.field.as_deref()).map_err(StudyError::from)
+            });
+            let source = match source.transpose() {
                 Ok(source) => source,
                 Err(error) => {
                     self.problems.push(format!("evaluation.{name}: {error}"));
@@ -186,16 +237,27 @@ impl Opened {
                 }
             };
             for (model, opened) in &self.models {
-                match prepare(evaluation, &source, &opened.checkpoint) {
-                    Ok(prepared) => {
-                        let record = EvaluatedText::of(&evaluation.text, &source, &prepared);
-                        let (name, model) = (name.clone(), model.clone());
-                        self.texts.push(PreparedText { name, model, prepared, record });
+                match given(evaluation, source.as_ref(), &self.folder, &opened.checkpoint) {
+                    Ok((given, record)) => {
+                        let (name, model, measure) = (name.clone(), model.clone(), evaluation.measure());
+                        self.texts.push(PreparedText { name, model, measure, given, record });
                     }
                     Err(error) => self.problems.push(format!("evaluation.{name} for {model}: {error}")),
                 }
             }
         }
+    }
+
+    /// `each layer` and the like as one combination for each.
+    fn expanded(&self, combinations: Vec<Settings>) -> Vec<Settings> {
+        let expanded = |settings: Settings| match (&settings.part, self.models.get(&settings.model)) {
+            (Some(part), Some(model)) => {
+                let parts = part::expanded(part, &model.checkpoint.config).into_iter();
+                parts.map(|part| Settings { part: Some(part), ..settings.clone() }).collect()
+            }
+            _ => vec![settings],
+        };
+        combinations.into_iter().flat_map(expanded).collect()
     }
 
     /// A unit for each model and each combination that can be done.
@@ -205,11 +267,14 @@ impl Opened {
             self.units.push(unit);
         }
         let mut sets = Sets::new();
-        for settings in
-            combinations.into_iter().filter(|settings| self.models.contains_key(&settings.model)).collect::<Vec<_>>()
+        let twins = if self.file.shortcut_check { settings::twins(&combinations) } else { Vec::new() };
+        let all = combinations.into_iter().map(|settings| (settings, false));
+        let all = all.chain(twins.into_iter().map(|settings| (settings, true)));
+        for (settings, twin) in
+            all.filter(|(settings, _)| self.models.contains_key(&settings.model)).collect::<Vec<_>>()
         {
             match self.configured(&settings, &mut sets) {
-                Ok(unit) => self.keep(unit),
+                Ok(unit) => self.keep(Unit { twin, ..unit }),
                 Err(problem) if self.problems.contains(&problem) => {}
                 Err(problem) => self.problems.push(problem),
             }
@@ -241,6 +306,10 @@ impl Opened {
         let sources = settings.calibration.as_ref().map_or(&[][..], |name| &self.file.calibration[name].sources);
         let sources = sources.iter().map(|source| text_from(&self.folder, source)).collect();
         let options = settings.options(&self.file, sources).map_err(|error| error.to_string())?;
+        let options = match &settings.part {
+            Some(part) => part::applied(part, options, &checkpoint.config).map_err(|error| error.to_string())?,
+            None => options,
+        };
         let plan = options.clone().check(&checkpoint.config).map_err(|error| told(&error))?;
         let set = settings.calibration.as_ref().map(|name| {
             let windows = &options.windows;
@@ -262,10 +331,11 @@ impl Opened {
         calibration: Option<Arc<CalibrationSet>>,
     ) -> Unit {
         let configuration = configuration_key(&self.models[model].files, settings.as_ref(), calibration.as_deref());
-        let texts = self.texts.iter().enumerate().filter(|(_, text)| text.model == model);
-        let cells =
-            texts.map(|(index, text)| Cell { key: cell_key(&configuration, &text.record), text: index }).collect();
-        Unit { configuration, model: model.to_owned(), settings, options, plan, calibration, cells }
+        // The unquantized model is what divergences are from.
+        let measured = |text: &PreparedText| settings.is_some() || text.measure != Measure::Divergence;
+        let texts = self.texts.iter().enumerate().filter(|(_, text)| text.model == model && measured(text));
+        let cells = texts.map(|(index, text)| Cell { key: cell_key(&configuration, text), text: index }).collect();
+        Unit { configuration, model: model.to_owned(), settings, options, plan, calibration, twin: false, cells }
     }
 
     /// Warns where calibration sets are too small for the model's widths.
@@ -289,12 +359,31 @@ impl Opened {
     }
 }
 
+/// What `checkpoint` is given, and what results say of it.
+fn given(
+    evaluation: &Evaluation,
+    source: Option<&Source>,
+    folder: &Path,
+    checkpoint: &Checkpoint,
+) -> Result<(Given, EvaluatedText), StudyError> {
+    if let Some(task) = &evaluation.task {
+        let questions = Questions::prepare(task, evaluation, folder, checkpoint)?;
+        let record = questions.record();
+        return Ok((Given::Task(Box::new(questions)), record));
+    }
+    let (source, text) = source.zip(evaluation.text.as_ref()).expect("what is no task has a text");
+    let prepared = prepare(evaluation, text, source, checkpoint)?;
+    let record = EvaluatedText::of(text, source, &prepared);
+    Ok((Given::Text(Box::new(prepared)), record))
+}
+
 fn prepare(
     evaluation: &Evaluation,
+    text: &str,
     source: &Source,
     checkpoint: &Checkpoint,
 ) -> Result<Prepared, evaluate::EvaluateError> {
-    let embedded = evaluation.text.starts_with("demo:").then_some(TextHandling::Raw);
+    let embedded = text.starts_with("demo:").then_some(TextHandling::Raw);
     let handling = evaluation.lines.map(|lines| match lines {
         Lines::Joined => TextHandling::Joined,
         Lines::Raw => TextHandling::Raw,
@@ -339,13 +428,18 @@ fn configuration_key(
     hash(&json!({ "tool": TOOL, "model": files, "settings": settings, "calibration": calibration }))
 }
 
-fn cell_key(configuration: &str, text: &EvaluatedText) -> String {
-    hash(&json!({
+fn cell_key(configuration: &str, text: &PreparedText) -> String {
+    let record = &text.record;
+    let mut parts = json!({
         "configuration": configuration,
-        "windows_sha256": text.windows_sha256,
-        "prepared_sha256": text.prepared_sha256,
-        "protocol": text.protocol,
-    }))
+        "windows_sha256": record.windows_sha256,
+        "prepared_sha256": record.prepared_sha256,
+        "protocol": record.protocol,
+    });
+    if text.measure != Measure::Perplexity {
+        parts["measure"] = json!(text.measure);
+    }
+    hash(&parts)
 }
 
 fn hash(value: &Value) -> String {

@@ -3,6 +3,7 @@
 use crate::{
     StudyError,
     check::Overlap,
+    measure::Measure,
     opened::{Opened, TOOL},
     settings::{AXES, Settings},
     store::SCHEMA,
@@ -54,6 +55,12 @@ pub struct PlannedCell {
     pub settings: Option<Settings>,
     /// The evaluation's name.
     pub evaluation: String,
+    /// What is measured.
+    #[serde(default)]
+    pub measure: Measure,
+    /// Whether it is there only to measure another's shortcut against.
+    #[serde(default)]
+    pub twin: bool,
 }
 
 impl Plan {
@@ -65,6 +72,8 @@ impl Plan {
             model: unit.model.clone(),
             settings: unit.settings.clone(),
             evaluation: opened.texts[cell.text].name.clone(),
+            measure: opened.texts[cell.text].measure,
+            twin: unit.twin,
         };
         let cells = opened.units.iter().flat_map(|unit| unit.cells.iter().map(move |of| cell(unit, of)));
         let file = &opened.file;
@@ -91,6 +100,12 @@ impl Plan {
         write_atomically(&path, &text).map_err(StudyError::io(&path))
     }
 
+    /// The measures of its cells, in the order of reports.
+    pub fn measures(&self) -> Vec<Measure> {
+        let measured = |measure: &Measure| self.cells.iter().any(|cell| cell.measure == *measure);
+        Measure::ALL.into_iter().filter(measured).collect()
+    }
+
     /// Reads it from the results folder.
     pub fn read(folder: &Path) -> Result<Self, StudyError> {
         let path = folder.join("plan.json");
@@ -103,12 +118,17 @@ impl Plan {
 
     /// The settings that differ between cells, in the order of [`AXES`].
     pub fn varying(&self) -> Vec<&'static str> {
-        varying(&self.cells.iter().filter_map(|cell| cell.settings.as_ref()))
+        varying(&self.settings())
+    }
+
+    /// The settings of every cell that answers the question.
+    pub fn settings(&self) -> impl Iterator<Item = &Settings> + Clone {
+        self.cells.iter().filter(|cell| !cell.twin).filter_map(|cell| cell.settings.as_ref())
     }
 
     /// The settings that are the same in all cells, with their value.
     pub fn fixed(&self) -> Vec<(&'static str, String)> {
-        let settings: Vec<&Settings> = self.cells.iter().filter_map(|cell| cell.settings.as_ref()).collect();
+        let settings: Vec<&Settings> = self.settings().collect();
         let only = |axis: &&'static str| {
             let levels: BTreeSet<String> = settings.iter().filter_map(|settings| settings.level(axis)).collect();
             (levels.len() == 1).then(|| levels.first().map(|level| (*axis, level.clone()))).flatten()

@@ -1,6 +1,6 @@
-//! Figures of studies: the domain matrix, and the shared ones with axes of changes in perplexity.
+//! Figures of studies: the domain matrix, and the shared ones with axes of losses.
 
-use crate::{StudyError, findings::Panel, say::percent, statistics::Estimate};
+use crate::{StudyError, findings::Panel, measure::Measure, statistics::Estimate};
 use console::plot::{self, Axis, INK_COLOR, ROW, WIDTH, drawn, write};
 use plotters::{prelude::*, style::text_anchor::HPos};
 
@@ -15,16 +15,17 @@ pub struct Mark {
     pub label: String,
     /// Its place on the horizontal axis; lists have none.
     pub x: f64,
-    /// A difference in log-perplexity: its place on the vertical axis of a plot, or on the axis of a list.
+    /// A loss or a difference of losses: its place on the vertical axis of a plot, or on the axis of a list.
     pub estimate: Estimate,
     /// Whether it is to stand out.
     pub strong: bool,
 }
 
 impl Mark {
-    fn plain(&self) -> plot::Mark {
+    fn plain(&self, measure: Measure) -> plot::Mark {
         let Estimate { value, interval, .. } = self.estimate;
-        let (value, interval) = (change(value), interval.map(|ends| ends.map(change)));
+        let place = |value| measure.plotted(value);
+        let (value, interval) = (place(value), interval.map(|ends| ends.map(place)));
         plot::Mark { label: self.label.clone(), x: self.x, value, interval, strong: self.strong }
     }
 }
@@ -58,7 +59,13 @@ pub fn heat_map(panel: &Panel) -> Result<String, StudyError> {
                 if entry.own {
                     area.draw(&Rectangle::new(corners, INK_COLOR.stroke_width(2)))?;
                 }
-                write(area, &percent(entry.loss.value), (x + cell / 2, y + ROW / 2 + 2), 15, HPos::Center)?;
+                write(
+                    area,
+                    &panel.measure.change(entry.loss.value),
+                    (x + cell / 2, y + ROW / 2 + 2),
+                    15,
+                    HPos::Center,
+                )?;
             }
         }
         Ok(())
@@ -67,35 +74,31 @@ pub fn heat_map(panel: &Panel) -> Result<String, StudyError> {
 }
 
 /// Estimates with their intervals under each other, on one axis with a line at zero.
-pub fn forest(marks: &[Mark], name: &str) -> Result<String, StudyError> {
-    let marks: Vec<plot::Mark> = marks.iter().map(Mark::plain).collect();
-    Ok(plot::forest(&marks, Axis { name, write: &tick })?)
+pub fn forest(measure: Measure, marks: &[Mark]) -> Result<String, StudyError> {
+    let marks: Vec<plot::Mark> = marks.iter().map(|mark| mark.plain(measure)).collect();
+    Ok(plot::forest(&marks, Axis { name: measure.loss(), write: &|place| tick(measure, place) })?)
 }
 
 /// Marks in the plane, numbered; strong ones are filled and joined: the front.
-pub fn scatter(marks: &[Mark], across: &str, up: &str) -> Result<String, StudyError> {
-    let marks: Vec<plot::Mark> = marks.iter().map(Mark::plain).collect();
+pub fn scatter(measure: Measure, marks: &[Mark], across: &str) -> Result<String, StudyError> {
+    let marks: Vec<plot::Mark> = marks.iter().map(|mark| mark.plain(measure)).collect();
     let across = Axis { name: across, write: &|x| format!("{x:.1}") };
-    Ok(plot::scatter(&marks, across, Axis { name: up, write: &tick })?)
+    Ok(plot::scatter(&marks, across, Axis { name: measure.loss(), write: &|place| tick(measure, place) })?)
 }
 
 /// Lines over a number, on a logarithmic axis, each with its name in the legend below.
-pub fn lines(lines: &[(String, Vec<(f64, Estimate)>)], across: &str, up: &str) -> Result<String, StudyError> {
+pub fn lines(measure: Measure, lines: &[(String, Vec<(f64, Estimate)>)], across: &str) -> Result<String, StudyError> {
     let mark = |(x, estimate): &(f64, Estimate)| {
-        Mark { label: String::new(), x: *x, estimate: *estimate, strong: false }.plain()
+        Mark { label: String::new(), x: *x, estimate: *estimate, strong: false }.plain(measure)
     };
     let lines: Vec<plot::Line> =
         lines.iter().map(|(name, points)| (name.clone(), points.iter().map(mark).collect())).collect();
-    Ok(plot::lines(&lines, across, Axis { name: up, write: &tick })?)
+    Ok(plot::lines(&lines, across, Axis { name: measure.loss(), write: &|place| tick(measure, place) })?)
 }
 
-/// A difference in log-perplexity as axes have it: a change of perplexity in per cent.
-fn change(value: f64) -> f64 {
-    100.0 * value.exp_m1()
-}
-
-fn tick(percent: f64) -> String {
-    format!("{} %", plot::signed(percent))
+/// A place on an axis without what binary fractions add to it.
+fn tick(measure: Measure, place: f64) -> String {
+    measure.tick((place * 1e6).round() / 1e6)
 }
 
 #[cfg(test)]
@@ -103,10 +106,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_are_changes_in_per_cent() {
+    fn marks_stand_where_their_measure_puts_them() {
         let estimate = Estimate { value: 0.1, interval: Some([0.0, 0.2]), seeds: 1, seed_deviation: None };
-        let mark = Mark { label: "a".to_owned(), x: 2.0, estimate, strong: false }.plain();
-        assert!((mark.value - 10.517).abs() < 1e-3 && mark.interval.unwrap()[0] == 0.0);
-        assert_eq!([-2.5, 0.0, 3.0].map(tick), ["\u{2212}2.5 %", "0 %", "+3 %"]);
+        let mark = Mark { label: "a".to_owned(), x: 2.0, estimate, strong: false };
+        let plain = mark.plain(Measure::Perplexity);
+        assert!((plain.value - 10.517).abs() < 1e-3 && plain.interval.unwrap()[0] == 0.0);
+        assert_eq!(mark.plain(Measure::Divergence).value, 0.1);
+        let ticks = [-2.5, 0.0, 0.1 + 0.2].map(|place| tick(Measure::Perplexity, place));
+        assert_eq!(ticks, ["\u{2212}2.5 %", "0 %", "+0.3 %"]);
     }
 }

@@ -1,6 +1,7 @@
 //! The store's lines in the order of the plan, replicates put together.
 
 use crate::{
+    measure::Measure,
     plan::Plan,
     settings::Settings,
     statistics::{Effect, Series, effect},
@@ -18,34 +19,44 @@ pub struct Group<'a> {
     pub lines: Vec<&'a Line>,
 }
 
-/// The measured cells of a study.
+/// The measured cells of a study, of one measure: losses of different measures have different units.
 pub struct Results<'a> {
     /// What was planned.
     pub plan: &'a Plan,
+    /// What was measured.
+    pub measure: Measure,
     /// Configurations, in the order of the plan.
     pub groups: Vec<Group<'a>>,
     /// Unquantized models, by model and evaluation.
     pub baselines: BTreeMap<(&'a str, &'a str), Series<'a>>,
     /// Their lines.
     pub baseline_lines: Vec<&'a Line>,
+    /// Configurations solved in true sequence only to measure the shortcut: a line for each evaluation.
+    pub twins: Vec<(&'a Settings, &'a str, &'a Line)>,
     /// Lines of cells that failed.
     pub failures: Vec<&'a Line>,
 }
 
 impl<'a> Results<'a> {
     /// What `contents` holds of `plan`. Names are the plan's: a line may have been computed under others.
-    pub fn new(plan: &'a Plan, contents: &'a Contents) -> Self {
+    pub fn new(plan: &'a Plan, contents: &'a Contents, measure: Measure) -> Self {
         let mut results = Self {
             plan,
+            measure,
             groups: Vec::new(),
             baselines: BTreeMap::new(),
             baseline_lines: Vec::new(),
+            twins: Vec::new(),
             failures: Vec::new(),
         };
-        for cell in &plan.cells {
+        for cell in plan.cells.iter().filter(|cell| cell.measure == measure) {
             results.failures.extend(contents.failed(&cell.cell));
             let Some(line) = contents.measured(&cell.cell) else { continue };
             let (model, evaluation) = (cell.model.as_str(), cell.evaluation.as_str());
+            if let (true, Some(settings)) = (cell.twin, &cell.settings) {
+                results.twins.push((settings, evaluation, line));
+                continue;
+            }
             let seed = cell.settings.as_ref().and_then(|settings| settings.seed);
             let series = match &cell.settings {
                 None => {
@@ -75,7 +86,7 @@ impl<'a> Results<'a> {
 
     /// How many cells were measured.
     pub fn measured(&self) -> usize {
-        self.baseline_lines.len() + self.groups.iter().map(|group| group.lines.len()).sum::<usize>()
+        self.twins.len() + self.baseline_lines.len() + self.groups.iter().map(|group| group.lines.len()).sum::<usize>()
     }
 
     /// The evaluations, in the order of the calibration sets of their domains, so that a matrix has its diagonal.
@@ -85,7 +96,8 @@ impl<'a> Results<'a> {
             let domain = self.plan.domains.get(*evaluation);
             sets.iter().position(|set| Some(set) == domain).unwrap_or(sets.len())
         };
-        let mut evaluations = distinct(self.plan.cells.iter().map(|cell| cell.evaluation.as_str()));
+        let cells = self.plan.cells.iter().filter(|cell| cell.measure == self.measure);
+        let mut evaluations = distinct(cells.map(|cell| cell.evaluation.as_str()));
         evaluations.sort_by_key(place);
         evaluations
     }
@@ -97,14 +109,30 @@ impl<'a> Results<'a> {
 
     /// The levels of `axis`, in the order of the plan.
     pub fn levels(&self, axis: &str) -> Vec<String> {
-        let settings = self.plan.cells.iter().filter_map(|cell| cell.settings.as_ref());
-        distinct(settings.filter_map(|settings| settings.level(axis)))
+        distinct(self.plan.settings().filter_map(|settings| settings.level(axis)))
     }
 
-    /// Log-perplexity of `group` minus that of its unquantized model, on `evaluation`.
+    /// The measure of `group` minus that of its unquantized model, on `evaluation`; a divergence is from that model.
     pub fn loss(&self, group: &Group<'_>, evaluation: &str) -> Option<Effect> {
+        let own = group.series.get(evaluation)?;
+        if self.measure == Measure::Divergence {
+            return effect(&[(1.0, own)], evaluation);
+        }
         let baseline = self.baselines.get(&(group.settings.model.as_str(), evaluation))?;
-        effect(&[(1.0, group.series.get(evaluation)?), (-1.0, baseline)], evaluation)
+        effect(&[(1.0, own), (-1.0, baseline)], evaluation)
+    }
+
+    /// For each twin: its settings, the evaluation, and by how much the configuration that it is the twin of is worse for
+    /// having been solved on the original model's statistics.
+    pub fn shortcuts(&self) -> Vec<(&'a Settings, &'a str, Effect)> {
+        let cost = |(settings, evaluation, line): &(&'a Settings, &'a str, &'a Line)| {
+            let short = Settings { inputs: Some("original".to_owned()), ..(*settings).clone() }.without_seed();
+            let group = self.groups.iter().find(|group| group.settings == short)?;
+            let twin = Series { seeds: vec![(settings.seed, &line.blocks)], run: line.text.bootstrap_run };
+            let effect = effect(&[(1.0, group.series.get(evaluation)?), (-1.0, &twin)], evaluation)?;
+            Some((*settings, *evaluation, effect))
+        };
+        self.twins.iter().filter_map(cost).collect()
     }
 
     /// The same, averaged over all evaluations; none where one is missing.

@@ -6,36 +6,35 @@
 use crate::{
     StudyError,
     check::{duration, memory_limit},
-    opened::{Cell, Opened, PreparedText, TOOL, Unit},
+    evaluator::{Evaluator, Walked},
+    measure::Measure,
+    opened::{Cell, Opened, TOOL, Unit},
     plan::varying,
+    shared::{self, Shared},
     store::{CalibrationRecord, Contents, Line, Quantized, SCHEMA, Status, Store, now},
 };
 use console::Silence;
-use evaluate::{
-    Measurement,
-    score::{DEFAULT_MEMORY, score},
-    statistics::Block,
-};
+use evaluate::statistics::ratio;
 use model::Checkpoint;
 use quantize::{Job, Request};
 use std::{
     any::Any,
+    collections::HashSet,
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     time::Instant,
 };
 
-/// Seed of the bootstrap behind single perplexities.
-const SEED: u64 = 0;
-
 /// Which cells to run, and how.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Wishes {
     /// The failed ones instead of those never tried.
     pub retry: bool,
-    /// Only every `of`-th configuration, from number `part` (counted from 0) on.
+    /// Only every `of`-th task, from number `part` (counted from 0) on.
     pub part: Option<(usize, usize)>,
+    /// Only these configurations.
+    pub only: Option<HashSet<String>>,
     /// Threads at work.
     pub threads: usize,
 }
@@ -53,38 +52,200 @@ pub struct Tally {
     pub failed_before: usize,
 }
 
-/// Runs what is open of `opened`; `say` gets a line for everything that happens.
-pub fn run(opened: &Opened, store: &mut Store, wishes: Wishes, say: &mut dyn FnMut(&str)) -> Result<Tally, StudyError> {
-    let mut contents = store.read()?;
-    let mine =
-        opened.units.iter().enumerate().filter(|(index, _)| wishes.part.is_none_or(|(part, of)| index % of == part));
-    let units: Vec<&Unit> = mine.map(|(_, unit)| unit).collect();
+/// What a run tells while it works.
+pub enum Event<'e> {
+    /// Something happened.
+    Line(&'e str),
+    /// So many more cells are done; what is best so far.
+    Cells(usize, Option<String>),
+}
+
+/// Configurations that are computed together: those that share statistics, each other one alone.
+pub fn tasks(opened: &Opened) -> Vec<Vec<&Unit>> {
+    let mut tasks: Vec<(Option<String>, Vec<&Unit>)> = Vec::new();
+    for unit in &opened.units {
+        let key = shared::key(opened, unit);
+        let same = |(known, units): &&mut (Option<String>, Vec<&Unit>)| {
+            key.is_some() && *known == key && units.len() < shared::TOGETHER
+        };
+        match tasks.iter_mut().find(same) {
+            Some((_, units)) => units.push(unit),
+            None => tasks.push((key, vec![unit])),
+        }
+    }
+    tasks.into_iter().map(|(_, units)| units).collect()
+}
+
+/// The cells of `units` that are to be computed, by configuration.
+pub fn open<'a>(units: &[&'a Unit], contents: &Contents, retry: bool) -> Vec<(&'a Unit, Vec<&'a Cell>)> {
+    let open = units.iter().map(|unit| (*unit, open_cells(unit, contents, retry)));
+    open.filter(|(_, cells)| !cells.is_empty()).collect()
+}
+
+/// Runs what is open of `opened`; `tell` hears of everything that happens.
+pub fn run(
+    opened: &Opened,
+    store: &mut Store,
+    wishes: &Wishes,
+    tell: &mut dyn FnMut(Event<'_>),
+) -> Result<Tally, StudyError> {
+    let contents = store.read()?;
+    let mine = tasks(opened).into_iter().enumerate();
+    let mine = mine.filter(|(index, _)| wishes.part.is_none_or(|(part, of)| index % of == part));
+    let wanted = |unit: &&Unit| wishes.only.as_ref().is_none_or(|only| only.contains(&unit.configuration));
+    let mine: Vec<Vec<&Unit>> = mine.map(|(_, units)| units.into_iter().filter(wanted).collect()).collect();
     let mut tally = Tally::default();
-    for cell in units.iter().flat_map(|unit| &unit.cells) {
+    for cell in mine.iter().flatten().flat_map(|unit| &unit.cells) {
         tally.known += usize::from(contents.measured(&cell.key).is_some());
         tally.failed_before += usize::from(!wishes.retry && contents.failed(&cell.key).is_some());
     }
-    let open = units.into_iter().map(|unit| (unit, open_cells(unit, &contents, wishes.retry)));
-    let open: Vec<(&Unit, Vec<&Cell>)> = open.filter(|(_, cells)| !cells.is_empty()).collect();
-    let axes = varying(&opened.units.iter().filter_map(|unit| unit.settings.as_ref()));
-    let (started, total) = (Instant::now(), open.len());
-    for (number, (unit, cells)) in open.into_iter().enumerate() {
-        say(&format!("[{}/{total}] {}", number + 1, label(unit, &axes)));
-        let began = Instant::now();
-        let lines = run_unit(opened, unit, &cells, store, &contents, wishes.threads);
-        let mut told = Vec::new();
-        for line in lines {
-            store.append(&line)?;
-            tally.measured += usize::from(line.status == Status::Measured);
-            tally.failed += usize::from(line.status == Status::Failed);
-            told.push(tell(&line, opened, &contents));
-            contents.add(line);
-        }
-        let left = started.elapsed().as_secs_f64() / (number + 1) as f64 * (total - number - 1) as f64;
-        let left = if number + 1 < total { format!(", about {} left", duration(left)) } else { String::new() };
-        say(&format!("    {}; {:.1} s{left}", told.join(", "), began.elapsed().as_secs_f64()));
+    let tasks: Vec<_> = mine.iter().map(|units| open(units, &contents, wishes.retry)).collect();
+    let total = tasks.iter().map(Vec::len).sum();
+    let mut running = Running {
+        opened,
+        store,
+        contents,
+        evaluator: Evaluator::new(opened),
+        axes: varying(&opened.units.iter().filter(|unit| !unit.twin).filter_map(|unit| unit.settings.as_ref())),
+        threads: wishes.threads,
+        tally,
+        started: Instant::now(),
+        done: 0,
+        total,
+        tell,
+    };
+    for task in tasks.iter().filter(|task| !task.is_empty()) {
+        running.task(task)?;
     }
-    Ok(tally)
+    Ok(running.tally)
+}
+
+/// A run at work.
+struct Running<'r, 'a> {
+    opened: &'a Opened,
+    store: &'r mut Store,
+    contents: Contents,
+    evaluator: Evaluator<'a>,
+    axes: Vec<&'static str>,
+    threads: usize,
+    tally: Tally,
+    started: Instant,
+    /// Configurations done, of `total`.
+    done: usize,
+    total: usize,
+    tell: &'r mut dyn FnMut(Event<'_>),
+}
+
+impl Running<'_, '_> {
+    fn say(&mut self, text: &str) {
+        (self.tell)(Event::Line(text));
+    }
+
+    /// Configurations that are computed together.
+    fn task(&mut self, task: &[(&Unit, Vec<&Cell>)]) -> Result<(), StudyError> {
+        let units: Vec<&Unit> = task.iter().map(|(unit, _)| *unit).collect();
+        let mut shared = match shared::key(self.opened, units[0]) {
+            Some(key) => self.share(&units, &key),
+            None => None,
+        };
+        for (index, (unit, cells)) in task.iter().enumerate() {
+            let twin = if unit.twin { ", in true sequence, to measure the shortcut" } else { "" };
+            self.say(&format!("[{}/{}] {}{twin}", self.done + 1, self.total, label(unit, &self.axes)));
+            let began = Instant::now();
+            let solved = shared.as_mut().map(|shared| caught(|| shared.take(self.opened, unit, index)));
+            let lines = self.unit(unit, cells, solved);
+            self.keep(lines, began)?;
+        }
+        Ok(())
+    }
+
+    /// The statistics and solved blocks of `units`; where that fails, each is tried alone and keeps its own error.
+    fn share(&mut self, units: &[&Unit], key: &str) -> Option<Shared> {
+        self.say(&format!("{} configurations share their statistics", units.len()));
+        let mut told = Vec::new();
+        let silence = Silence::begin();
+        let folder = self.store.folder().to_owned();
+        let solved = caught(|| shared::solve(self.opened, units, key, &folder, &mut |line| told.push(line.to_owned())));
+        drop(silence);
+        for line in &told {
+            self.say(line);
+        }
+        match solved {
+            Ok(shared) => Some(shared),
+            Err(error) => {
+                self.say(&format!("    together they FAILED ({error}); each is tried alone"));
+                None
+            }
+        }
+    }
+
+    /// Makes `lines` durable and tells of them.
+    fn keep(&mut self, lines: Vec<Line>, began: Instant) -> Result<(), StudyError> {
+        let (mut told, count) = (Vec::new(), lines.len());
+        for line in lines {
+            self.store.append(&line)?;
+            self.tally.measured += usize::from(line.status == Status::Measured);
+            self.tally.failed += usize::from(line.status == Status::Failed);
+            told.push(tell(&line, self.opened, &self.contents));
+            self.contents.add(line);
+        }
+        self.done += 1;
+        let left = self.started.elapsed().as_secs_f64() / self.done as f64 * (self.total - self.done) as f64;
+        let left = if self.done < self.total { format!(", about {} left", duration(left)) } else { String::new() };
+        self.say(&format!("    {}; {:.1} s{left}", told.join(", "), began.elapsed().as_secs_f64()));
+        let best = best(self.opened, &self.contents, &self.axes);
+        (self.tell)(Event::Cells(count, best));
+        Ok(())
+    }
+
+    /// A line for each of `cells`; `solved` is the model where it was solved with others.
+    fn unit(
+        &mut self,
+        unit: &Unit,
+        cells: &[&Cell],
+        solved: Option<Result<(Checkpoint, Quantized), String>>,
+    ) -> Vec<Line> {
+        let _silence = Silence::begin();
+        let (opened, threads) = (self.opened, self.threads);
+        let line = |cell: &Cell| blank(opened, unit, cell, threads);
+        let model = &opened.models[&unit.model].checkpoint;
+        if unit.settings.is_none() {
+            return measured(&mut self.evaluator, opened, cells, model, &line);
+        }
+        let folders = Folders::of(self.store.folder(), unit);
+        let made = solved.unwrap_or_else(|| caught(|| checkpoint_of(opened, unit, &folders, &self.contents, threads)));
+        let lines = match made {
+            Err(error) => cells.iter().map(|cell| failed(line(cell), &error)).collect(),
+            Ok((checkpoint, quantized)) => {
+                let line = |cell: &Cell| Line { quantized: Some(quantized.clone()), ..line(cell) };
+                measured(&mut self.evaluator, opened, cells, &checkpoint, &line)
+            }
+        };
+        folders.clear();
+        lines
+    }
+}
+
+/// The configuration of least loss so far, by the study's first measure, in words.
+pub fn best(opened: &Opened, contents: &Contents, axes: &[&str]) -> Option<String> {
+    let measure = opened.texts.iter().map(|text| text.measure).min()?;
+    let blocks = |unit: &Unit, text: usize| {
+        let cell = unit.cells.iter().find(|cell| cell.text == text)?;
+        Some(ratio(contents.measured(&cell.key)?.blocks.iter().copied()))
+    };
+    let loss = |unit: &Unit| {
+        let baseline = opened.units.iter().find(|other| other.settings.is_none() && other.model == unit.model)?;
+        let texts = unit.cells.iter().map(|cell| cell.text).filter(|text| opened.texts[*text].measure == measure);
+        let losses = texts.map(|text| {
+            let before = if measure == Measure::Divergence { 0.0 } else { blocks(baseline, text)? };
+            Some(blocks(unit, text)? - before)
+        });
+        let losses = losses.collect::<Option<Vec<f64>>>()?;
+        Some(losses.iter().sum::<f64>() / losses.len() as f64)
+    };
+    let own = opened.units.iter().filter(|unit| unit.settings.is_some() && !unit.twin);
+    let (unit, loss) = own.filter_map(|unit| Some((unit, loss(unit)?))).min_by(|a, b| a.1.total_cmp(&b.1))?;
+    Some(format!("{} ({})", label(unit, axes), measure.change(loss)))
 }
 
 fn open_cells<'a>(unit: &'a Unit, contents: &Contents, retry: bool) -> Vec<&'a Cell> {
@@ -101,49 +262,30 @@ fn label(unit: &Unit, axes: &[&str]) -> String {
     settings.map_or_else(|| format!("{}, not quantized", unit.model), |settings| settings.label(axes))
 }
 
-/// What came of a cell, in words: the ratio to the unquantized model where that is known.
+/// What came of a cell, in words: against the unquantized model where that is known.
 fn tell(line: &Line, opened: &Opened, contents: &Contents) -> String {
     let name = &line.evaluation;
-    let Some(measured) = &line.measured else {
-        return format!("{name} FAILED: {}", line.error.as_deref().unwrap_or_default());
-    };
+    if let Some(error) = &line.error {
+        return format!("{name} FAILED: {error}");
+    }
+    if let Some(diverged) = &line.divergence {
+        return format!("{name} {}", line.measure.change(diverged.mean));
+    }
     let baseline = opened.units.iter().find(|unit| unit.settings.is_none() && unit.model == line.model);
     let baseline = baseline.filter(|_| line.settings.is_some()).and_then(|unit| {
         let cell = unit.cells.iter().find(|cell| opened.texts[cell.text].name == *name)?;
-        contents.measured(&cell.key)?.measured.as_ref()
+        contents.measured(&cell.key)
     });
+    if let Some(answers) = &line.answers {
+        let before = baseline.and_then(|line| line.answers.as_ref());
+        let before = before.map_or_else(String::new, |before| format!(" (unquantized {:.3})", before.score));
+        return format!("{name} {} {:.3}{before}", answers.metric, answers.score);
+    }
+    let perplexity = |line: &Line| line.measured.as_ref().map_or(f64::NAN, |measured| measured.perplexity);
     match baseline {
-        Some(baseline) => format!("{name} x {:.4}", measured.perplexity / baseline.perplexity),
-        None => format!("{name} {:.4}", measured.perplexity),
+        Some(baseline) => format!("{name} x {:.4}", perplexity(line) / perplexity(baseline)),
+        None => format!("{name} {:.4}", perplexity(line)),
     }
-}
-
-/// A line for each of `cells`.
-fn run_unit(
-    opened: &Opened,
-    unit: &Unit,
-    cells: &[&Cell],
-    store: &Store,
-    contents: &Contents,
-    threads: usize,
-) -> Vec<Line> {
-    let _silence = Silence::begin();
-    let line = |cell: &Cell| blank(opened, unit, cell, threads);
-    let model = &opened.models[&unit.model].checkpoint;
-    if unit.settings.is_none() {
-        return cells.iter().map(|cell| measured(line(cell), model, &opened.texts[cell.text])).collect();
-    }
-    let folders = Folders::of(store.folder(), unit);
-    let made = caught(|| checkpoint_of(opened, unit, &folders, contents, threads));
-    let lines = match made {
-        Err(error) => cells.iter().map(|cell| failed(line(cell), &error)).collect(),
-        Ok((checkpoint, quantized)) => {
-            let line = |cell| Line { quantized: Some(quantized.clone()), ..line(cell) };
-            cells.iter().map(|cell| measured(line(cell), &checkpoint, &opened.texts[cell.text])).collect()
-        }
-    };
-    folders.clear();
-    lines
 }
 
 /// Where a configuration's checkpoint is made and kept.
@@ -154,13 +296,16 @@ struct Folders {
 
 impl Folders {
     fn of(results: &Path, unit: &Unit) -> Self {
-        let name = &unit.configuration[..16];
-        Self { work: results.join("work").join(name), kept: results.join("checkpoints").join(name) }
+        let kept = results.join("checkpoints").join(shared::name(unit));
+        Self { work: shared::work_folder(results, unit), kept }
     }
 
     /// Removes what was made for this configuration only; what can't be removed is in nobody's way.
     fn clear(&self) {
         let _ = fs::remove_dir_all(&self.work);
+        for file in [self.work.clone(), quantize::card::beside(&self.work)] {
+            let _ = fs::remove_file(file);
+        }
         let _ = fs::remove_dir_all(quantize::Journal::folder_of(&self.work));
         let _ = self.work.parent().map(fs::remove_dir);
     }
@@ -176,7 +321,7 @@ fn checkpoint_of(
 ) -> Result<(Checkpoint, Quantized), StudyError> {
     let known =
         contents.lines.values().find(|line| line.configuration == unit.configuration && line.quantized.is_some());
-    if let (true, Some(quantized)) = (folders.kept.is_dir(), known.and_then(|line| line.quantized.clone())) {
+    if let (true, Some(quantized)) = (folders.kept.exists(), known.and_then(|line| line.quantized.clone())) {
         return Ok((Checkpoint::open(&folders.kept.to_string_lossy())?, quantized));
     }
     let quantized = quantize(opened, unit, &folders.work, threads)?;
@@ -189,7 +334,7 @@ fn checkpoint_of(
 }
 
 fn put_in_place(from: &Path, to: &Path) -> io::Result<()> {
-    if to.exists() {
+    if to.is_dir() {
         fs::remove_dir_all(to)?;
     }
     to.parent().map_or(Ok(()), fs::create_dir_all)?;
@@ -221,18 +366,25 @@ fn quantize(opened: &Opened, unit: &Unit, out: &Path, threads: usize) -> Result<
     })
 }
 
-fn measured(line: Line, checkpoint: &Checkpoint, text: &PreparedText) -> Line {
-    match caught(|| measure(checkpoint, text)) {
-        Ok((measured, blocks)) => Line { measured: Some(measured), blocks, finished: now(), ..line },
-        Err(error) => failed(line, &error),
-    }
-}
-
-fn measure(checkpoint: &Checkpoint, text: &PreparedText) -> Result<(Measurement, Vec<Block>), StudyError> {
-    let started = Instant::now();
-    let scores = score(checkpoint, &text.prepared.windows, DEFAULT_MEMORY, &mut |_| {})?;
-    let seconds = started.elapsed().as_secs_f64();
-    Ok((text.prepared.measure(&scores, SEED, seconds), text.prepared.blocks(&scores)))
+/// `checkpoint` on the evaluations of `cells`, those of the same windows after each other.
+fn measured(
+    evaluator: &mut Evaluator<'_>,
+    opened: &Opened,
+    cells: &[&Cell],
+    checkpoint: &Checkpoint,
+    line: &dyn Fn(&Cell) -> Line,
+) -> Vec<Line> {
+    let mut cells = cells.to_vec();
+    cells.sort_by_key(|cell| &opened.texts[cell.text].record.windows_sha256);
+    let mut walked = Walked::new();
+    let mut measure = |cell: &&Cell| {
+        let text = &opened.texts[cell.text];
+        match caught(|| evaluator.measure(line(cell), checkpoint, text, &mut walked)) {
+            Ok(line) => Line { finished: now(), ..line },
+            Err(error) => failed(line(cell), &error),
+        }
+    };
+    cells.iter().map(&mut measure).collect()
 }
 
 fn failed(line: Line, error: &str) -> Line {
@@ -253,7 +405,10 @@ fn blank(opened: &Opened, unit: &Unit, cell: &Cell, threads: usize) -> Line {
         model_files: opened.models[&unit.model].files.clone(),
         calibration: unit.calibration.as_deref().map(CalibrationRecord::of),
         quantized: None,
+        measure: text.measure,
         measured: None,
+        divergence: None,
+        answers: None,
         blocks: Vec::new(),
         error: None,
         tool: TOOL.to_owned(),

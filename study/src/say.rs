@@ -1,46 +1,34 @@
 //! Numbers as people read them, and the sentences that answer a study's question.
 
 use crate::{
-    findings::{Contrast, Panel, Ranking, Row},
+    findings::{self, Contrast, Panel, Parts, Ranking, Row},
+    measure::Measure,
+    plan::Plan,
     results::Results,
     settings::words,
-    statistics::Estimate,
+    statistics::{Effect, Estimate},
 };
 
+/// Parts that a sentence names.
+const WORST: usize = 3;
 /// Configurations of the front that a sentence names.
 const NAMED: usize = 8;
 
-/// A difference in log-perplexity as a change of perplexity: `+3.10 %`.
-pub fn percent(value: f64) -> String {
-    let text = format!("{:+.2}", 100.0 * value.exp_m1());
-    // A rounded nothing has no sign.
-    let text =
-        if text.trim_start_matches(['+', '-']).chars().all(|c| "0.".contains(c)) { "0.00".to_owned() } else { text };
-    format!("{} %", text.replace('-', "\u{2212}"))
-}
-
-/// The 95 % interval of a change of perplexity.
-pub fn interval(estimate: &Estimate) -> String {
-    let ends = |[low, high]: [f64; 2]| format!("{} to {}", percent(low).trim_end_matches(" %"), percent(high));
-    estimate.interval.map_or_else(|| "not known from one window".to_owned(), ends)
-}
-
-/// The change with its interval.
-pub fn with_interval(estimate: &Estimate) -> String {
-    format!("{} (95 % interval {})", percent(estimate.value), interval(estimate))
-}
-
 /// The answer, a sentence each.
 pub fn answers(results: &Results<'_>, panels: &[Panel], rankings: &[Ranking], rows: &[Row]) -> Vec<String> {
-    let (planned, measured) = (results.plan.cells.len(), results.measured());
+    let measure = results.measure;
     let mut answers = Vec::new();
-    if measured < planned {
-        answers.push(format!("Only {measured} of {planned} cells are measured; what follows speaks of those."));
-    }
     answers.extend(panels.iter().filter_map(alignment));
     let aligned = panels.iter().any(|panel| panel.gain.is_some());
-    answers.extend(rankings.iter().filter(|ranking| !(aligned && ranking.axis == "calibration")).map(best));
+    answers.extend(
+        rankings
+            .iter()
+            .filter(|ranking| !(aligned && ranking.axis == "calibration"))
+            .map(|ranking| best(measure, ranking)),
+    );
+    answers.extend(findings::parts(results).iter().map(|parts| worst(measure, parts)));
     answers.extend(front(results, rows));
+    answers.extend(shortcut(results));
     answers
 }
 
@@ -51,7 +39,10 @@ fn alignment(panel: &Panel) -> Option<String> {
     let noise = panel.seed_deviation.map_or_else(
         || "with one seed, the noise between samples of one source is not known".to_owned(),
         |deviation| {
-            format!("seeds of one source differ by {} (standard deviation)", percent(deviation).trim_start_matches('+'))
+            format!(
+                "seeds of one source differ by {} (standard deviation)",
+                panel.measure.change(deviation).trim_start_matches('+')
+            )
         },
     );
     let verdict = match (gain.may_be_zero(), gain.value > 0.0, panel.seed_deviation) {
@@ -62,35 +53,38 @@ fn alignment(panel: &Panel) -> Option<String> {
         (false, false, _) => "calibrating on another domain was better",
     };
     Some(format!(
-        "{place}calibrating on another domain than the text's own changes perplexity by {}; {noise}: {verdict}.",
-        with_interval(gain)
+        "{place}calibrating on another domain than the text's own changes {} by {}; {noise}: {verdict}.",
+        panel.measure.subject(),
+        panel.measure.with_interval(gain)
     ))
 }
 
 /// Which level of a setting does best, and which can't be told from it.
-fn best(ranking: &Ranking) -> String {
+fn best(measure: Measure, ranking: &Ranking) -> String {
     let name = |level: &str| words(ranking.axis, level);
     let equal: Vec<&Contrast> = ranking.others.iter().filter(|other| other.estimate.may_be_zero()).collect();
     if ["samples", "sequence_length"].contains(&ranking.axis) {
-        return enough(ranking);
+        return enough(measure, ranking);
     }
     let worse: Vec<String> = (ranking.others.iter().filter(|other| !other.estimate.may_be_zero()))
-        .map(|other| format!("{} {}", name(&other.level), with_interval(&other.estimate)))
+        .map(|other| format!("{} {}", name(&other.level), measure.with_interval(&other.estimate)))
         .collect();
     let mut text = format!("On average over everything else, {} does best", name(&ranking.best));
     if !worse.is_empty() {
         text.extend(["; against it: ", &worse.join(", ")]);
     }
     if !equal.is_empty() {
-        let equal: Vec<String> =
-            equal.iter().map(|other| format!("{} ({})", name(&other.level), interval(&other.estimate))).collect();
+        let equal: Vec<String> = equal
+            .iter()
+            .map(|other| format!("{} ({})", name(&other.level), measure.interval(&other.estimate)))
+            .collect();
         text.extend(["; not told apart from it: ", &equal.join(", ")]);
     }
     text + "."
 }
 
 /// From which amount of text on more of it changes nothing that can be seen.
-fn enough(ranking: &Ranking) -> String {
+fn enough(measure: Measure, ranking: &Ranking) -> String {
     let number = |level: &str| level.parse::<f64>().unwrap_or(f64::INFINITY);
     let mut levels: Vec<(f64, Option<&Contrast>)> =
         ranking.others.iter().map(|other| (number(&other.level), Some(other))).collect();
@@ -103,11 +97,36 @@ fn enough(ranking: &Ranking) -> String {
         Some((_, Some(least))) => format!(
             "From {} on, more of it changes nothing that these data can tell from the best ({best}): {}.",
             words(ranking.axis, &least.level),
-            with_interval(&least.estimate)
+            measure.with_interval(&least.estimate)
         ),
         Some((_, None)) => format!("Only {best} does as well as these data can tell: everything below it is worse."),
         None => format!("The best of what was tried is {best}, and the largest amount is worse than it."),
     }
+}
+
+/// Which parts do most of the damage, and whether parts add up to the whole.
+fn worst(measure: Measure, parts: &Parts) -> String {
+    let sum: f64 = parts.parts.iter().map(|(_, loss)| loss.value).sum();
+    let named = |(place, loss): &(String, Estimate)| format!("{place} ({})", measure.with_interval(loss));
+    let title = if parts.title.is_empty() { String::new() } else { format!("With {}: ", parts.title) };
+    let all = parts.all.as_ref().map(|all| measure.change(all.value));
+    if parts.how == "only" {
+        let worst = parts.parts.iter().take(WORST).map(named).collect::<Vec<_>>().join("; ");
+        let sum = measure.change(sum);
+        let whole = all.map_or_else(String::new, |all| format!(", and everything at once does {all}"));
+        return sentence(format!(
+            "{title}quantized alone, most damage does {worst}; all parts together, each alone, do {sum}{whole}."
+        ));
+    }
+    let best = parts.parts.iter().rev().take(WORST).map(named).collect::<Vec<_>>().join("; ");
+    let whole = all.map_or_else(String::new, |all| format!(", of {all} with nothing restored"));
+    sentence(format!("{title}restored alone, most is given back by {best}: that is what remains{whole}."))
+}
+
+/// `text` with a capital letter.
+fn sentence(mut text: String) -> String {
+    text[..1].make_ascii_uppercase();
+    text
 }
 
 /// What no other setting beats in size and loss.
@@ -122,7 +141,11 @@ fn front(results: &Results<'_>, rows: &[Row]) -> Option<String> {
     let axes: Vec<&str> = results.plan.varying().into_iter().filter(|axis| *axis != "seed").collect();
     let named = front.iter().take(NAMED).filter_map(|row| {
         let label = results.groups[row.group].settings.label(&axes);
-        Some(format!("{label} ({:.2} bits per weight, {})", row.bits_per_weight?, percent(row.mean.as_ref()?.value)))
+        Some(format!(
+            "{label} ({:.2} bits per weight, {})",
+            row.bits_per_weight?,
+            results.measure.change(row.mean.as_ref()?.value)
+        ))
     });
     let named = named.collect::<Vec<_>>().join("; ");
     let more = front.len().saturating_sub(NAMED);
@@ -130,10 +153,22 @@ fn front(results: &Results<'_>, rows: &[Row]) -> Option<String> {
     Some(format!("Not beaten in size and loss at once, by these figures: {named}{more}."))
 }
 
-/// What the data can't tell.
-pub fn limits(results: &Results<'_>, comparisons: usize) -> Vec<String> {
+/// What the shortcut costs, averaged over evaluations and methods.
+fn shortcut(results: &Results<'_>) -> Option<String> {
+    let effects: Vec<Effect> = results.shortcuts().into_iter().map(|(_, _, effect)| effect).collect();
+    let estimate = Effect::average(&effects)?.estimate();
+    Some(format!(
+        "All of this was solved on the original model's statistics; against true sequence, measured on one configuration of \
+         each method, that changes {} by {}.",
+        results.measure.subject(),
+        results.measure.with_interval(&estimate)
+    ))
+}
+
+/// What the data can't tell; `all` holds the results of each measure.
+pub fn limits(plan: &Plan, all: &[Results<'_>], comparisons: usize) -> Vec<String> {
     let mut limits = Vec::new();
-    let seeds = results.groups.iter().filter(|group| group.settings.calibration.is_some());
+    let seeds = all.iter().flat_map(|results| &results.groups).filter(|group| group.settings.calibration.is_some());
     let fewest = seeds.flat_map(|group| group.series.values().map(|series| series.seeds.len())).min();
     match fewest {
         Some(1) => limits.push(
@@ -147,25 +182,37 @@ pub fn limits(results: &Results<'_>, comparisons: usize) -> Vec<String> {
         )),
         _ => {}
     }
-    let windows = results.baseline_lines.iter().map(|line| line.blocks.len()).min();
+    let lines = all.iter().flat_map(|results| results.groups.iter().flat_map(|group| &group.lines));
+    let windows = lines.map(|line| line.blocks.len()).min();
     if let Some(windows) = windows.filter(|windows| *windows < 20) {
         limits
             .push(format!("A text has only {windows} windows; bootstrap intervals of so few are somewhat too narrow."));
     }
-    if let [model] = results.models()[..] {
+    let models = crate::results::distinct(plan.cells.iter().map(|cell| cell.model.as_str()));
+    if let [model] = models[..] {
         limits.push(format!("One model ({model}) was measured; another may behave otherwise."));
     }
-    let texts = results.evaluations().len();
-    limits
-        .push(format!("Perplexity on {texts} texts is all that was measured: not tasks, not speed, not other texts."));
+    limits.push(measured_only(all));
     if comparisons > 20 {
         limits.push(format!(
             "The report holds {comparisons} intervals of 95 %: about {:.0} of them miss the truth by chance.",
             comparisons as f64 / 20.0
         ));
     }
-    limits.extend(results.plan.warnings.iter().cloned());
+    limits.extend(plan.warnings.iter().cloned());
     limits
+}
+
+/// What was measured, and that other things were not.
+fn measured_only(all: &[Results<'_>]) -> String {
+    let what = |results: &Results<'_>| match (results.measure, results.evaluations().len()) {
+        (Measure::Task, count) => format!("{count} tasks"),
+        (measure, count) => format!("{} on {count} texts", measure.name()),
+    };
+    let measured = all.iter().map(what).collect::<Vec<_>>().join(", ");
+    let has = |measure| all.iter().any(|results| results.measure == measure);
+    let tasks = if has(Measure::Task) { "other tasks" } else { "tasks" };
+    format!("What was measured is {measured}; not {tasks}, not speed, not other texts.")
 }
 
 #[cfg(test)]
@@ -183,6 +230,7 @@ mod tests {
 
     fn panel(gain: Estimate, seed_deviation: Option<f64>) -> Panel {
         Panel {
+            measure: Measure::Perplexity,
             title: "2 bits".to_owned(),
             sets: Vec::new(),
             evaluations: Vec::new(),
@@ -191,14 +239,6 @@ mod tests {
             gain: Some(gain),
             seed_deviation,
         }
-    }
-
-    #[test]
-    fn changes_have_a_sign_and_nothing_has_none() {
-        assert_eq!(percent(0.031_f64.ln_1p()), "+3.10 %");
-        assert_eq!(percent(-0.0005), "\u{2212}0.05 %");
-        assert_eq!(percent(-1e-9), "0.00 %");
-        assert_eq!(interval(&estimate(0.0, 0.01)), "\u{2212}1.00 to +1.01 %");
     }
 
     #[test]
@@ -215,19 +255,21 @@ mod tests {
     #[test]
     fn enough_is_the_least_amount_that_cant_be_told_from_the_best() {
         let ranking = |others| Ranking { axis: "samples", best: "64".to_owned(), others };
-        let text =
-            enough(&ranking(vec![contrast("2", 0.2, 0.01), contrast("8", 0.1, 0.2), contrast("32", 0.01, 0.02)]));
+        let text = enough(
+            Measure::Perplexity,
+            &ranking(vec![contrast("2", 0.2, 0.01), contrast("8", 0.1, 0.2), contrast("32", 0.01, 0.02)]),
+        );
         assert!(text.starts_with("From 8 samples on"), "{text}");
-        let text = enough(&ranking(vec![contrast("32", 0.1, 0.02)]));
+        let text = enough(Measure::Perplexity, &ranking(vec![contrast("32", 0.1, 0.02)]));
         assert!(text.starts_with("Only 64 samples"), "{text}");
-        let text = enough(&ranking(vec![contrast("128", 0.1, 0.02)]));
+        let text = enough(Measure::Perplexity, &ranking(vec![contrast("128", 0.1, 0.02)]));
         assert!(text.contains("largest amount is worse"), "{text}");
     }
 
     #[test]
     fn what_cant_be_told_from_the_best_is_said_so() {
         let others = vec![contrast("32", 0.1, 0.02), contrast("16", 0.1, 0.2)];
-        let text = best(&Ranking { axis: "group_size", best: "64".to_owned(), others });
+        let text = best(Measure::Perplexity, &Ranking { axis: "group_size", best: "64".to_owned(), others });
         assert!(text.contains("groups of 64 does best; against it: groups of 32 +10.52 %"), "{text}");
         assert!(text.contains("not told apart from it: groups of 16"), "{text}");
     }

@@ -16,6 +16,8 @@ use quantize::{AwqOptions, Compute, Options};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
+/// At the end of a method's name: rounding errors are weighted by the mean squared inputs.
+const IMPORTANCE: &str = "+importance";
 /// Shards of checkpoints that live for one evaluation.
 const SHARD_BYTES: u64 = 4 << 30;
 
@@ -52,10 +54,16 @@ pub struct Settings {
     pub sequence_length: Option<usize>,
     /// Seed of its windows.
     pub seed: Option<u64>,
+    /// The format, where it is not GPTQ's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// The part of the model, where it is not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
 }
 
 /// The names of the settings, in the order in which reports speak of them.
-pub const AXES: [&str; 15] = [
+pub const AXES: [&str; 17] = [
     "model",
     "method",
     "bits",
@@ -71,6 +79,8 @@ pub const AXES: [&str; 15] = [
     "samples",
     "sequence_length",
     "seed",
+    "format",
+    "part",
 ];
 
 /// Every combination of a study.
@@ -106,6 +116,20 @@ pub fn combinations(file: &StudyFile) -> Result<Combinations, StudyError> {
         return Err(StudyError::Settings("every combination is excluded: there is no cell left".to_owned()));
     }
     Ok(found)
+}
+
+/// For each model and method that is only solved on the original model's statistics: its first combination, solved in
+/// true sequence.
+pub fn twins(combinations: &[Settings]) -> Vec<Settings> {
+    let mut twins: Vec<Settings> = Vec::new();
+    for settings in combinations.iter().filter(|settings| settings.inputs.as_deref() == Some("original")) {
+        let same = |other: &&Settings| other.model == settings.model && other.method == settings.method;
+        let sequential = combinations.iter().filter(same).any(|other| other.inputs.as_deref() == Some("quantized"));
+        if !sequential && !twins.iter().any(|twin| same(&twin)) {
+            twins.push(Settings { inputs: Some("quantized".to_owned()), ..settings.clone() });
+        }
+    }
+    twins
 }
 
 /// The axes that are given, with their levels.
@@ -161,6 +185,13 @@ fn normalised(combination: Map<String, Value>, file: &StudyFile) -> Result<Setti
     }
     let mut settings: Settings =
         serde_json::from_value(Value::Object(combination)).expect("axes have the types of settings");
+    settings.format = settings.format.filter(|format| format != "gptq");
+    settings.part = settings.part.filter(|part| part != "all");
+    if settings.in_blocks() {
+        // A mixture has bits and groups of its own.
+        (settings.bits, settings.group_size, settings.symmetric) = (4, -1, true);
+        "minmax".clone_into(&mut settings.scale_search);
+    }
     if !settings.method.ends_with("gptq") {
         settings = Settings { act_order: None, damping: None, ..settings };
     }
@@ -185,7 +216,7 @@ impl Settings {
     pub fn options(&self, file: &StudyFile, sources: Vec<String>) -> Result<Options, StudyError> {
         let set = self.calibration.as_ref().and_then(|name| file.calibration.get(name));
         Ok(Options {
-            method: named("method", &self.method)?,
+            method: named("method", self.method.trim_end_matches(IMPORTANCE))?,
             bits: self.bits,
             group_size: self.group_size,
             symmetric: self.symmetric,
@@ -197,7 +228,7 @@ impl Settings {
             sequence: named("sequence", self.sequence.as_deref().unwrap_or("module"))?,
             awq: AwqOptions::default(),
             compute: Compute::default(),
-            formats: vec![Target::Gptq(Version::V1)],
+            formats: vec![self.target()?],
             imatrix: None,
             overrides: Vec::new(),
             skip: Vec::new(),
@@ -214,8 +245,30 @@ impl Settings {
         })
     }
 
-    /// The value of setting `axis` as people read it; `None` where its method has no use for it.
+    fn target(&self) -> Result<Target, StudyError> {
+        let format = self.format.as_deref().map(str::parse);
+        let format = format.transpose().map_err(|error| StudyError::Settings(format!("format: {error}")))?;
+        if self.method.ends_with(IMPORTANCE) && !self.in_blocks() {
+            return Err(StudyError::Settings(format!("method = \"{}\" is one of GGUF formats only", self.method)));
+        }
+        Ok(format.unwrap_or(Target::Gptq(Version::V1)))
+    }
+
+    /// Whether it is quantized into the blocks of a GGUF format.
+    pub fn in_blocks(&self) -> bool {
+        self.format.as_deref().is_some_and(|format| format.starts_with("gguf"))
+    }
+
+    /// The value of setting `axis` as people read it; `None` where its method or format has no use for it.
     pub fn level(&self, axis: &str) -> Option<String> {
+        if self.in_blocks() && ["bits", "group_size", "symmetric", "scale_search"].contains(&axis) {
+            return None;
+        }
+        match axis {
+            "format" if self.format.is_none() => return Some("gptq".to_owned()),
+            "part" if self.part.is_none() => return Some("all".to_owned()),
+            _ => {}
+        }
         let value = serde_json::to_value(self).expect("settings are plain data");
         match value.get(axis)? {
             Value::Null => None,
@@ -251,7 +304,9 @@ pub fn agree(a: &Settings, b: &Settings, except: &[&str]) -> bool {
 /// A setting and its value as people say it.
 pub fn words(axis: &str, level: &str) -> String {
     match axis {
-        "model" | "method" => level.to_owned(),
+        "format" => format!("format {level}"),
+        "part" if level == "all" => "all of it".to_owned(),
+        "model" | "method" | "part" => level.to_owned(),
         "bits" => format!("{level} bits"),
         "group_size" if level == "-1" => "one group per row".to_owned(),
         "group_size" => format!("groups of {level}"),
@@ -265,7 +320,7 @@ pub fn words(axis: &str, level: &str) -> String {
 }
 
 /// A value by the name that its crate gives it.
-fn named<T: DeserializeOwned>(axis: &str, name: &str) -> Result<T, StudyError> {
+pub fn named<T: DeserializeOwned>(axis: &str, name: &str) -> Result<T, StudyError> {
     serde_json::from_value(Value::String(name.to_owned()))
         .map_err(|error| StudyError::Settings(format!("{axis} = \"{name}\": {error}")))
 }
@@ -351,7 +406,36 @@ mod tests {
         );
         assert_eq!(settings.label(&[]), "gptq");
         let value = serde_json::to_value(&settings).unwrap();
-        assert_eq!(value.as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>(), AXES);
+        assert_eq!(value.as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>(), AXES[..15]);
+        assert_eq!(settings.label(&["format", "part"]), "format gptq, all of it");
+    }
+
+    #[test]
+    fn blocks_have_no_bits_and_only_they_know_importance() {
+        let study = "[settings]\nmodel = 'demo'\nmethod = 'rtn+importance'\nformat = ['gguf:Q4_K_M', 'gguf:Q8_0']\nbits = [4, 3]";
+        let cells = distinct(study);
+        // Two formats with two calibration sets; bits make no cells.
+        assert_eq!((cells.len(), cells[0].level("bits"), cells[0].level("group_size")), (4, None, None));
+        let options = cells[0].options(&file("[settings]"), vec!["demo:prose".to_owned()]).unwrap();
+        assert!(options.block_mixture().is_some() && serde_json::to_value(options.method).unwrap() == "rtn");
+        let settings = distinct("[settings]\nmodel = 'demo'\nmethod = 'rtn+importance'").remove(0);
+        assert!(settings.options(&file("[settings]"), Vec::new()).unwrap_err().to_string().contains("GGUF"));
+        let settings = distinct("[settings]\nmodel = 'demo'\nformat = 'zip'").remove(0);
+        assert!(settings.options(&file("[settings]"), Vec::new()).unwrap_err().to_string().contains("is no format"));
+    }
+
+    #[test]
+    fn each_method_that_takes_the_shortcut_has_one_twin() {
+        let twins = |inputs: &str| {
+            let study = format!(
+                "[settings]\nmodel = 'demo'\nmethod = ['gptq', 'rtn', 'awq']\nbits = [4, 3]\ninputs = {inputs}"
+            );
+            super::twins(&distinct(&study))
+        };
+        let found = twins("'original'");
+        assert_eq!(found.iter().map(|twin| twin.method.as_str()).collect::<Vec<_>>(), ["gptq", "awq"]);
+        assert!(found.iter().all(|twin| twin.inputs.as_deref() == Some("quantized") && twin.bits == 4));
+        assert!(twins("'quantized'").is_empty() && twins("['original', 'quantized']").is_empty());
     }
 
     proptest! {

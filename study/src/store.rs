@@ -11,8 +11,8 @@
 //! file system, need no lock. A line that a crash cut short is recognised and passed over: its cell is computed again.
 //! Of several lines for a cell the first that was measured counts; a failed one counts while there is none.
 
-use crate::{StudyError, settings::Settings};
-use evaluate::{Measurement, statistics::Block};
+use crate::{StudyError, measure::Measure, places::Place, settings::Settings};
+use evaluate::{Measurement, statistics::Block, task::Metric};
 use model::checkpoint::SourceFile;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -52,9 +52,18 @@ pub struct Line {
     pub calibration: Option<CalibrationRecord>,
     /// What the quantization came to.
     pub quantized: Option<Quantized>,
-    /// What the evaluation came to.
+    /// What was measured.
+    #[serde(default)]
+    pub measure: Measure,
+    /// What the evaluation came to, where perplexity was measured.
     pub measured: Option<Measurement>,
-    /// What each window contributes to the log-perplexity: for paired comparisons.
+    /// The same where the divergence from the unquantized model was.
+    #[serde(default)]
+    pub divergence: Option<Diverged>,
+    /// The same where a task was.
+    #[serde(default)]
+    pub answers: Option<Answered>,
+    /// What each window (of a task: each item, or subject) contributes to the measure: for paired comparisons.
     pub blocks: Vec<Block>,
     /// Why it failed.
     pub error: Option<String>,
@@ -132,6 +141,52 @@ pub struct Quantized {
     pub error_round_to_nearest: Option<f64>,
     /// Seconds it took.
     pub seconds: f64,
+}
+
+/// Figures of a divergence from the unquantized model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Diverged {
+    /// Mean of KL(unquantized || model) over targets, in nats.
+    pub mean: f64,
+    /// Its median.
+    pub median: f64,
+    /// 99 % lie below.
+    pub quantile_99: f64,
+    /// The largest.
+    pub largest: f64,
+    /// Share of targets where both prefer the same token.
+    pub same_top: f64,
+    /// The mean by kind of token and by place in the window.
+    #[serde(default)]
+    pub places: Vec<Place>,
+    /// Targets.
+    pub tokens: usize,
+    /// Windows.
+    pub windows: usize,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// Figures of a task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answered {
+    /// The metric.
+    pub metric: Metric,
+    /// Its mean over items.
+    pub score: f64,
+    /// Items.
+    pub items: usize,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+impl Line {
+    /// Seconds that measuring took.
+    pub fn seconds_measuring(&self) -> Option<f64> {
+        let measured = self.measured.as_ref().map(|measured| measured.seconds);
+        let diverged = || self.divergence.as_ref().map(|diverged| diverged.seconds);
+        measured.or_else(diverged).or_else(|| self.answers.as_ref().map(|answers| answers.seconds))
+    }
 }
 
 /// A results folder.
@@ -250,7 +305,8 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-fn now_nanoseconds() -> u128 {
+/// Nanoseconds since 1970.
+pub fn now_nanoseconds() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos())
 }
 
@@ -281,6 +337,9 @@ pub(crate) mod tests {
             model_files: Vec::new(),
             calibration: None,
             quantized: None,
+            measure: Measure::Perplexity,
+            divergence: None,
+            answers: None,
             measured: (!sums.is_empty()).then(|| Measurement {
                 perplexity: log_perplexity.exp(),
                 standard_error: None,

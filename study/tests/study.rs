@@ -120,7 +120,7 @@ fn a_study_is_checked_run_once_reported_and_exported() {
     let (checked, _) = bench.succeed(&["check"]);
     // Twelve of sixteen combinations are left; rounding has one for each group size.
     assert!(checked.contains("configurations: 6 (of 16 combinations, 4 excluded"), "{checked}");
-    assert!(checked.contains("cells: 14, on 2 texts") && checked.contains("0.00 %"), "{checked}");
+    assert!(checked.contains("cells: 14, of 2 evaluations") && checked.contains("0.00 %"), "{checked}");
     assert!(checked.contains("needs time: about"), "{checked}");
 
     let (ran, told) = bench.succeed(&["run"]);
@@ -170,6 +170,171 @@ fn a_changed_study_computes_only_what_is_new() {
     bench.change("calibration = [\"prose\", \"code\"]", "calibration = [\"novel\", \"code\"]");
     let (ran, _) = bench.succeed(&["run"]);
     assert!(ran.contains("measured 4 cells, 6 were there already"), "{ran}");
+}
+
+/// Sixteen questions that ask for nothing but a copy.
+const COPYING: &str = r#"
+name = "copying"
+about = "Which letter comes again?"
+prompt_source = "this test"
+metrics = ["acc"]
+
+[data]
+test = ["copying/items.jsonl"]
+
+[prompt]
+context = "{{ word }} {{ word }}"
+choices = "[word, other]"
+answer = "0"
+"#;
+
+#[test]
+fn divergences_and_tasks_are_measured_like_perplexity() {
+    let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\"").replace("bits = 2", "bits = [2, 8]"));
+    fs::write(bench.path("copying.toml"), COPYING).unwrap();
+    fs::create_dir_all(bench.path("data/copying")).unwrap();
+    let item = |index: usize| format!("{{\"word\": \"red{index}\", \"other\": \"blue{index}\"}}");
+    let items: Vec<String> = (0..16).map(item).collect();
+    fs::write(bench.path("data/copying/items.jsonl"), items.join("\n")).unwrap();
+    let more = "[evaluation.kl]\ntext = \"demo:prose-heldout\"\nmeasure = \"divergence\"\nprotocol = \"hf-disjoint\"\n\
+                window = 64\nmax-tokens = 640\n[evaluation.copy]\ntask = \"copying.toml\"\ndata = [\"data\"]\n\n[evaluation.code]";
+    bench.change("[evaluation.code]", more);
+    let (checked, _) = bench.succeed(&["check"]);
+    assert!(checked.contains("kl for demo: KL divergence") && checked.contains("tasks, copying, 0 shots"), "{checked}");
+    // Four configurations on four evaluations; the unquantized model is what divergences are from.
+    let (ran, told) = bench.succeed(&["run"]);
+    assert!(ran.contains("measured 19 cells"), "{ran}");
+    assert!(told.contains(" nats") && told.contains("copy acc "), "{told}");
+    let (answer, _) = bench.succeed(&["report"]);
+    for part in ["By perplexity: ", "By KL divergence: ", "By tasks: "] {
+        assert!(answer.contains(part), "{answer}");
+    }
+    let (jsonl, _) = bench.succeed(&["export", "--format", "jsonl"]);
+    let rows: Vec<Value> = jsonl.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kl = |bits: u64| -> Vec<f64> {
+        let of = rows.iter().filter(|row| row["measure"] == "divergence" && row["bits"] == bits);
+        of.map(|row| row["kl_mean"].as_f64().unwrap()).collect()
+    };
+    assert!(
+        kl(8).iter().zip(kl(2)).all(|(fine, coarse)| 0.0 < *fine && *fine < coarse / 10.0),
+        "{:?} {:?}",
+        kl(8),
+        kl(2)
+    );
+    let scores = rows.iter().filter(|row| row["measure"] == "task");
+    assert!(scores.filter(|row| row["bits"] == 8).all(|row| row["score"] == row["baseline_score"]));
+}
+
+#[test]
+fn an_evaluation_that_contradicts_itself_is_refused() {
+    for (text, part) in [
+        ("task = \"piqa\"\ntext = \"demo:prose-heldout\"", "not both"),
+        ("task = \"gsm8k\"", "in which the model chooses"),
+        ("task = \"piqa\"\nmeasure = \"divergence\"", "leave `measure` out"),
+        ("window = 64", "give `text ="),
+    ] {
+        let bench = Bench::new(&format!("{SMALL}[evaluation.odd]\n{text}\n"));
+        let error = bench.fail(&["check"]);
+        assert!(error.contains("evaluation.odd") && error.contains(part), "{error}");
+    }
+}
+
+/// Eight configurations on the original model's statistics, and one of each method solved both ways.
+fn sharing() -> String {
+    let study = SMALL
+        .replace("\"rtn\", \"gptq\"", "\"gptq\", \"awq\"")
+        .replace("bits = 2", "bits = [4, 3]\ninputs = \"original\"");
+    study
+        .replace("seed = [0, 1]", "seed = 0")
+        .replace("[\"prose\", \"code\"]", "\"prose\"")
+        .replace("[64, -1]", "[64, 32]")
+}
+
+#[test]
+fn shared_statistics_give_what_single_runs_give_to_the_bit() {
+    let shared = Bench::new(&sharing().replace("question =", "shortcut-check = false\nquestion ="));
+    let (_, told) = shared.succeed(&["run"]);
+    assert!(
+        told.contains("8 configurations share their statistics") && told.contains("8 configurations solved"),
+        "{told}"
+    );
+    assert!(!shared.path("study.results/work").exists());
+    let alone = Bench::new(&sharing().replace("question =", "keep = true\nshortcut-check = false\nquestion ="));
+    assert!(!alone.succeed(&["run"]).1.contains("share their statistics"));
+    let figures = |bench: &Bench| {
+        let mut lines = lines(&bench.path("study.results"));
+        lines.sort_by_key(|line| line["cell"].as_str().unwrap().to_owned());
+        let of = |line: &Value| {
+            let quantized = &line["quantized"];
+            let sizes = ["bits_per_weight", "bits_per_weight_all", "bytes"].map(|name| quantized[name].clone());
+            (line["cell"].clone(), line["blocks"].clone(), sizes)
+        };
+        lines.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(figures(&shared), figures(&alone));
+    assert_eq!(figures(&shared).len(), 18);
+    // What was captured serves the next study: nothing of the model is run again.
+    shared.change("bits = [4, 3]", "bits = [4, 3, 2]");
+    let (ran, _) = shared.succeed(&["run"]);
+    assert!(ran.contains("measured 8 cells, 18 were there already"), "{ran}");
+}
+
+#[test]
+fn what_sharing_costs_is_measured_on_one_configuration_of_each_method() {
+    let bench = Bench::new(&sharing());
+    let (ran, told) = bench.succeed(&["run"]);
+    assert!(
+        ran.contains("measured 22 cells") && told.contains("in true sequence, to measure the shortcut"),
+        "{ran}{told}"
+    );
+    let (answer, _) = bench.succeed(&["report"]);
+    assert!(
+        answer.contains("All of this was solved on the original model's statistics; against true sequence"),
+        "{answer}"
+    );
+    let markdown = fs::read_to_string(bench.path("study.results/report.md")).unwrap();
+    assert!(markdown.contains("What sharing statistics costs") && markdown.contains("inputs: original"), "{markdown}");
+}
+
+#[test]
+fn statistics_are_captured_mixed_and_solved_without_the_model_running() {
+    let bench = Bench::new("");
+    for (source, out) in [("demo:prose", "prose"), ("demo:code", "code")] {
+        let window = ["--samples", "4", "--sequence-length", "64"];
+        bench.succeed(&[&["capture", "demo", "--calibration", source, "--out", out][..], &window].concat());
+    }
+    let solve = |out: &str, more: &[&str]| {
+        bench
+            .succeed(
+                &[&["solve", "demo", "--statistics", "prose", "--bits", "3", "--group-size", "64", "--out", out], more]
+                    .concat(),
+            )
+            .0
+    };
+    let told = solve("one", &[]);
+    assert!(told.contains("solved: ") && told.contains("bits per quantized weight"), "{told}");
+    solve("mixed", &["--statistics", "code=3"]);
+    let weights = |folder: &str| fs::read(bench.path(folder).join("model.safetensors")).unwrap();
+    assert_ne!(weights("one"), weights("mixed"));
+    assert!(bench.fail(&["solve", "demo", "--statistics", "prose", "--out", "one"]).contains("one"));
+    fs::remove_file(bench.path("code/block-00000.safetensors")).unwrap();
+    let error = bench.fail(&["solve", "demo", "--statistics", "code", "--out", "other"]);
+    assert!(error.contains("block 0 of"), "{error}");
+}
+
+#[test]
+fn processes_share_the_work_and_a_killed_one_is_started_again() {
+    let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\""));
+    let (ran, told) = bench.succeed(&["run", "--on", "local", "--jobs", "2"]);
+    assert!(ran.contains("measured 6 cells, 0 were there already, 0 failed"), "{ran}");
+    assert!(told.contains("2 workers are through"), "{told}");
+    let results = bench.path("study.results");
+    let files = fs::read_dir(&results)
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("cells-"));
+    assert_eq!(files.count(), 2);
+    assert!(bench.succeed(&["run", "--on", "local"]).0.contains("measured 0 cells, 6 were there already"));
+    assert!(bench.succeed(&["report"]).0.contains("does best"));
 }
 
 #[test]
@@ -265,4 +430,61 @@ fn what_cannot_be_is_refused_with_the_reason() {
     assert!(error.contains("study.toml is no study") && error.contains("unknown field `bitz`"), "{error}");
     assert!(bench.fail(&["report"]).contains("holds no results of this study"));
     assert!(bench.fail(&["check", "none.toml"]).contains("none.toml: No such file"));
+}
+
+#[test]
+fn parts_are_ranked_and_bits_suggested_under_a_budget() {
+    let study = SMALL.replace("\"rtn\", \"gptq\"", "\"gptq\"").replace("seed = [0, 1]", "seed = 0");
+    let study =
+        study.replace("bits = 2", "bits = [4, 2]\ninputs = \"original\"\npart = [\"all\", \"only each layer stage\"]");
+    let study = study.replace("group-size = [64, -1]", "group-size = 64").replace("[\"prose\", \"code\"]", "\"prose\"");
+    let study = study.replace("protocol =", "measure = \"divergence\"\nprotocol =");
+    let bench = Bench::new(&format!("shortcut-check = false\n{study}"));
+    bench.succeed(&["run"]);
+    let (answer, _) = bench.succeed(&["report"]);
+    assert!(answer.contains("uantized alone, most damage does layer "), "{answer}");
+    assert!(answer.contains("and everything at once does"), "{answer}");
+    let markdown = fs::read_to_string(bench.path("study.results/report.md")).unwrap();
+    assert!(
+        markdown.contains("Damage of each part alone, 4 bits") && markdown.contains("| punctuation |"),
+        "{markdown}"
+    );
+    let suggested = |bytes: &str| {
+        let (json, _) = bench.succeed(&["suggest", "--bytes", bytes, "--json"]);
+        let json: Value = serde_json::from_str(&json).unwrap();
+        let suggestion = &json["suggestion"];
+        let two = suggestion["choices"].as_array().unwrap().iter().filter(|choice| choice["bits"] == 2).count();
+        (suggestion["bytes"].as_u64().unwrap(), two)
+    };
+    let all = suggested("1GiB");
+    assert_eq!(all.1, 0);
+    let less = suggested(&format!("{}B", all.0 - 100_000));
+    assert!(less.0 <= all.0 - 100_000 && less.1 > 0, "{less:?}");
+    // What the sizes of single parts add up to is what everything together takes.
+    let lines = lines(&bench.path("study.results"));
+    let whole = lines.iter().find(|line| line["settings"]["bits"] == 4 && line["settings"]["part"].is_null()).unwrap();
+    assert_eq!(whole["quantized"]["bytes"], all.0);
+    assert!(bench.fail(&["suggest", "--bytes", "1KiB"]).contains("too few"));
+}
+
+#[test]
+fn blocks_of_gguf_are_a_format_like_others() {
+    let study = SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\", \"rtn+importance\"").replace("seed = [0, 1]", "seed = 0");
+    let study = study.replace("bits = 2", "bits = [4, 3]\nformat = [\"gguf:Q4_0\", \"gguf:Q8_0\"]");
+    let bench = Bench::new(&study.replace("[\"prose\", \"code\"]", "\"prose\""));
+    let (ran, told) = bench.succeed(&["run"]);
+    // Bits and groups make no cells: two formats, two methods, and the unquantized model, on two texts.
+    assert!(ran.contains("measured 10 cells, 0 were there already, 0 failed"), "{ran}{told}");
+    assert!(!bench.path("study.results/work").exists());
+    let (answer, _) = bench.succeed(&["report"]);
+    assert!(answer.contains("format gguf:Q8_0 does best"), "{answer}");
+}
+
+#[test]
+fn a_table_is_exported_to_parquet() {
+    let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\""));
+    bench.succeed(&["run"]);
+    bench.succeed(&["export", "--format", "parquet", "--out", "cells.parquet"]);
+    let bytes = fs::read(bench.path("cells.parquet")).unwrap();
+    assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
 }

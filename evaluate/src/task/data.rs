@@ -17,6 +17,8 @@ use model::{
         records::{Layout, Record},
     },
 };
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -53,6 +55,19 @@ impl Row {
             None => self.place.to_string(),
         }
     }
+}
+
+/// Where data is looked for unless told otherwise: `CALIPER_DATA`, else `data` in the present folder.
+pub fn default_folder() -> PathBuf {
+    std::env::var_os("CALIPER_DATA").map_or_else(|| Path::new("data").to_path_buf(), PathBuf::from)
+}
+
+/// Which of `count` items are taken: all, or `limit` drawn without replacement, in their order.
+pub fn draw(count: usize, limit: Option<usize>, seed: u64) -> Vec<usize> {
+    let Some(limit) = limit.filter(|limit| *limit < count) else { return (0..count).collect() };
+    let mut chosen = rand::seq::index::sample(&mut ChaCha8Rng::seed_from_u64(seed), count, limit).into_vec();
+    chosen.sort_unstable();
+    chosen
 }
 
 /// A task's data.

@@ -17,7 +17,7 @@ mod write;
 pub use dequantized::FloatType;
 pub use packed::{PackedFolder, Packing};
 pub use target::{Target, UnknownTarget};
-pub use write::{Contents, write};
+pub use write::{Contents, Rounding, Sizes, sizes, write};
 
 use crate::ModelError;
 use kernels::{QuantSpec, QuantizedMatrix};

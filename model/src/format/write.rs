@@ -5,7 +5,7 @@
 //! orders depend on names and sizes alone, so the same contents give the same bytes.
 
 use super::{
-    QuantizedModule, Target, gguf,
+    QuantizedModule, StoredType, Target, gguf,
     layout::{Layout, check_matrix},
     tensor_error,
 };
@@ -16,7 +16,7 @@ use safetensors::{Dtype, SafeTensorError, View};
 use serde_json::{Value, json};
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -61,6 +61,70 @@ pub fn write(out: &Path, target: Target, contents: &Contents<'_>) -> Result<(), 
     contents.source.copy_companions(out)?;
     write_configs(out, &writer, &skipped_linears(contents, &modules)?)?;
     write_shards(out, &writer, &tensors)
+}
+
+/// What the tensors of a folder come to, as `inspect` measures it on disk.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sizes {
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Bits per weight over all parameters.
+    pub bits_per_weight: f64,
+    /// Over the quantized linears alone, with all that belongs to their codes.
+    pub bits_per_quantized_weight: Option<f64>,
+}
+
+/// What [`write`] would write into a folder, without loading or writing anything. GGUF files are measured when written.
+pub fn sizes(target: Target, contents: &Contents<'_>) -> Result<Sizes, ModelError> {
+    if matches!(target, Target::Gguf(_)) {
+        return Err(tensor_error("every tensor", "the size of a GGUF file is known once it is written"));
+    }
+    let layout = target.layout(&contents.source.config_json);
+    let modules = modules_by_name(contents, target)?;
+    let writer = Writer { contents, layout: &*layout, loaded: Mutex::new(None), failure: Mutex::new(None) };
+    let tensors = plan_tensors(&writer, &modules)?;
+    let is_packed = |tensor: &&Tensor<'_>| matches!(tensor.content, Content::Quantized(..));
+    let bytes = |packed: bool| -> u64 {
+        tensors.iter().filter(|tensor| is_packed(tensor) == packed).map(|tensor| tensor.bytes() as u64).sum()
+    };
+    let copied =
+        tensors.iter().filter(|tensor| !is_packed(tensor)).map(|tensor| tensor.shape.iter().product::<usize>());
+    let weights: u64 = contents.modules.iter().map(|module| (module.outputs * module.inputs) as u64).sum();
+    let parameters = weights + copied.sum::<usize>() as u64;
+    let all = bytes(true) + bytes(false);
+    Ok(Sizes {
+        bytes: all,
+        bits_per_weight: 8.0 * all as f64 / parameters as f64,
+        bits_per_quantized_weight: (weights > 0).then(|| 8.0 * bytes(true) as f64 / weights as f64),
+    })
+}
+
+/// What writing does to the tensors that are only copied: those of types that the format doesn't have become float16.
+pub struct Rounding {
+    halved: Vec<(StoredType, bool)>,
+    modules: HashSet<String>,
+}
+
+impl Rounding {
+    /// Of `target`, where `modules` are the quantized linears.
+    pub fn new(target: Target, source: &crate::Checkpoint, modules: impl Iterator<Item = String>) -> Self {
+        let layout = target.layout(&source.config_json);
+        let types = [StoredType::F32, StoredType::F16, StoredType::BF16, StoredType::Quantized];
+        let all = types.into_iter().flat_map(|stored| [(stored, false), (stored, true)]);
+        let halved = all.filter(|(stored, of_quantized)| layout.float_type(*stored, *of_quantized) == Dtype::F16);
+        Self { halved: halved.collect(), modules: modules.collect() }
+    }
+
+    /// The numbers of tensor `name` as a loader of the written folder has them.
+    pub fn apply(&self, name: &str, stored: StoredType, mut values: Vec<f32>) -> Vec<f32> {
+        let of_quantized = name.strip_suffix(".bias").is_some_and(|module| self.modules.contains(module));
+        if self.halved.contains(&(stored, of_quantized)) {
+            for value in &mut values {
+                *value = f16::from_f32(*value).to_f32();
+            }
+        }
+        values
+    }
 }
 
 /// The modules in the order of their names, each checked against the source.
