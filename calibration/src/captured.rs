@@ -222,6 +222,7 @@ mod tests {
         DriverOptions {
             inputs: Inputs::Quantized,
             sequence: Sequence::Module,
+            compare_original: false,
             activation_bytes_in_memory: usize::MAX,
             spill_folder: folder.to_owned(),
         }

@@ -221,6 +221,7 @@ fn blocks(pairs: &Pairs<'_>, ours: bool) -> Vec<Block> {
     clusters(&subjects, &values)
 }
 
+#[allow(clippy::needless_range_loop, reason = "it goes through several lists at once")]
 fn shares_of_last(drawn: &[Drawn]) -> Vec<f64> {
     let mut shares = vec![0.0; drawn.len()];
     let Some(draws) = drawn.iter().map(|drawn| drawn.draws.as_ref()).collect::<Option<Vec<_>>>() else {

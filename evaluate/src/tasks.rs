@@ -108,13 +108,8 @@ pub(crate) fn prepare(
         let data = TaskData::read(&task, &measure.data, measure.shots.unwrap_or(task.shots) > 0)?;
         let available = data.rows.len();
         let limit = measure.limit.filter(|limit| *limit < available);
-        let mut next = Prepared::new(
-            measure,
-            [Some(checkpoint), baseline],
-            &task,
-            &data,
-            &draw(available, limit, measure.seed),
-        )?;
+        let mut next =
+            Prepared::new(measure, [Some(checkpoint), baseline], &task, &data, &draw(available, limit, measure.seed))?;
         next.limit = limit;
         let outputs = outputs(measure, &task, baseline.is_some())?;
         for (side, output) in [Some(&mut next.model), next.baseline.as_mut()].into_iter().flatten().zip(outputs) {
@@ -384,7 +379,9 @@ fn side(
         }
         _ => unreachable!("requests are made from the questions they stand beside"),
     };
-    records.iter_mut().for_each(|record| record.framing = prepared.framing.clone());
+    for record in &mut records {
+        record.framing = prepared.framing.clone();
+    }
     let circumstances = side.circumstances(started.elapsed().as_secs_f64());
     let summary = Summary::new(&records, circumstances, measure.seed);
     Ok((records, summary))

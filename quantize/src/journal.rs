@@ -94,18 +94,13 @@ impl Journal {
     /// Writes part `part` of block `index` and reads it back from the file.
     pub fn store_part(&self, index: usize, part: usize, modules: &[Solved]) -> Result<Vec<Solved>, QuantizeError> {
         let path = self.part_path(index, part);
-        self.write(&path, encode(modules))?;
+        write(&path, encode(modules))?;
         read(&path, decode)
     }
 
     /// Block `index` is complete with its first `parts` parts and the norms and biases that became others.
     pub fn close(&self, index: usize, parts: usize, tensors: &Tensors) -> Result<(), QuantizeError> {
-        self.write(&self.path(index), encode_closing(parts, tensors))
-    }
-
-    fn write(&self, path: &Path, bytes: Result<Vec<u8>, String>) -> Result<(), QuantizeError> {
-        let bytes = bytes.map_err(|what| QuantizeError::Journal { path: path.to_owned(), what })?;
-        write_atomically(path, &bytes).map_err(QuantizeError::io(path))
+        write(&self.path(index), encode_closing(parts, tensors))
     }
 
     /// Block `index` as it was stored. The last block read is kept, since its modules are asked for one by one.
@@ -145,6 +140,11 @@ impl Journal {
     fn part_path(&self, index: usize, part: usize) -> PathBuf {
         self.folder.join(format!("block-{index:05}.{part}"))
     }
+}
+
+fn write(path: &Path, bytes: Result<Vec<u8>, String>) -> Result<(), QuantizeError> {
+    let bytes = bytes.map_err(|what| QuantizeError::Journal { path: path.to_owned(), what })?;
+    write_atomically(path, &bytes).map_err(QuantizeError::io(path))
 }
 
 /// What `decode` makes of the file at `path`.

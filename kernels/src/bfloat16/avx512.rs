@@ -177,6 +177,7 @@ impl Tile<'_> {
 ///
 /// There are `count` lines at each row and `count * PANEL` at `w`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[allow(clippy::needless_range_loop, reason = "the row's address and its sums go by the same number")]
 unsafe fn dot<const M: usize>(
     x: *const Line,
     stride: usize,

@@ -189,6 +189,7 @@ impl Packed {
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]
+#[allow(clippy::print_stdout, reason = "a test that is skipped says so")]
 mod tests {
     use super::*;
     use crate::testing::random;
