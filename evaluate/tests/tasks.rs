@@ -533,7 +533,7 @@ fn instructions_are_counted_by_prompt_and_by_instruction() {
     assert_eq!(values[1], ("inst_level_strict_acc", 0.75));
     assert_eq!((values[2].0, values[3].0), ("prompt_level_loose_acc", "inst_level_loose_acc"));
     let paired = json["tasks"][0]["paired"]["metrics"].as_array().unwrap();
-    assert_eq!((&paired[1]["baseline"], &paired[1]["difference"]["value"]), (&0.75.into(), &0.0.into()));
+    assert_eq!((&paired[1]["baseline"]["value"], &paired[1]["difference"]["value"]), (&0.75.into(), &0.0.into()));
     let record = fs::read_to_string(out.path().join("ifeval.jsonl")).unwrap();
     let record: Value = serde_json::from_str(record.lines().next().unwrap()).unwrap();
     let expected = serde_json::json!({"id": "keywords:existence", "strict": false, "loose": false});
