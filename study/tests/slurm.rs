@@ -72,6 +72,11 @@ fn start_munge() {
     until(&format!("munged ({})", String::from_utf8_lossy(&told.stderr)), answers);
 }
 
+/// A port that nobody has: daemons that a killed test left behind don't get in the way.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 impl Slurm {
     /// None, with the reason told, where there can be none.
     fn start() -> Option<Self> {
@@ -115,9 +120,11 @@ impl Slurm {
              SlurmctldPidFile={folder}/slurmctld.pid\nSlurmdPidFile={folder}/slurmd.pid\n\
              StateSaveLocation={folder}/state\nSlurmdSpoolDir={folder}/spool\n\
              SlurmctldLogFile={folder}/slurmctld.log\nSlurmdLogFile={folder}/slurmd.log\n\
-             SlurmctldPort=16817\nSlurmdPort=16818\n\
+             SlurmctldPort={}\nSlurmdPort={}\n\
              NodeName={host} NodeAddr=127.0.0.1 CPUs={} RealMemory=1000 State=UNKNOWN\n\
              PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n",
+            free_port(),
+            free_port(),
             thread::available_parallelism().unwrap()
         )
     }
