@@ -4,7 +4,7 @@
 //! instructions are written out, since the compiler has none for them yet. The system has to be asked for the tile
 //! registers once a process, and each thread sets their shapes up.
 //!
-//! The walk is tested with [`emulated`] instructions; the processor's own run in the same tests where it has them.
+//! The walk is tested with `emulated` instructions; the processor's own run in the same tests where it has them.
 #![allow(unsafe_code)]
 
 use super::{Line, PANEL, Packed, Rows};

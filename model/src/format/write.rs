@@ -74,7 +74,7 @@ pub struct Sizes {
     pub bits_per_quantized_weight: Option<f64>,
 }
 
-/// What [`write`] would write into a folder, without loading or writing anything. GGUF files are measured when written.
+/// What [`write()`] would write into a folder, without loading or writing anything. GGUF files are measured when written.
 pub fn sizes(target: Target, contents: &Contents<'_>) -> Result<Sizes, ModelError> {
     if matches!(target, Target::Gguf(_)) {
         return Err(tensor_error("every tensor", "the size of a GGUF file is known once it is written"));
