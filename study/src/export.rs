@@ -112,39 +112,20 @@ fn row(plan: &Plan, contents: &Contents, cell: &PlannedCell, line: &Line) -> Map
     row
 }
 
-/// Columns of whole numbers, of truth values and of other numbers; the rest is text.
+/// Columns of whole numbers, of truth values, and of text after the settings; what else stands after them are other
+/// numbers.
 const WHOLE: [&str; 8] =
     ["bits", "group_size", "samples", "sequence_length", "seed", "tokens_scored", "windows", "bytes"];
 const TRUTH: [&str; 3] = ["symmetric", "lm_head", "own_domain"];
-const REAL: [&str; 20] = [
-    "damping",
-    "perplexity",
-    "standard_error",
-    "log_perplexity",
-    "baseline_perplexity",
-    "ratio",
-    "log_ratio",
-    "bits_per_byte",
-    "kl_mean",
-    "kl_median",
-    "kl_99",
-    "same_top",
-    "score",
-    "baseline_score",
-    "bits_per_weight",
-    "bits_per_weight_all",
-    "error",
-    "error_round_to_nearest",
-    "seconds_quantizing",
-    "seconds_measuring",
-];
+const TEXT: [&str; 4] = ["evaluation", "measure", "protocol", "tool"];
 
 /// The type of `column` in Parquet, whatever values a study happens to have.
 fn kind(column: &str) -> PhysicalType {
     match column {
         column if WHOLE.contains(&column) => PhysicalType::INT64,
         column if TRUTH.contains(&column) => PhysicalType::BOOLEAN,
-        column if REAL.contains(&column) => PhysicalType::DOUBLE,
+        "damping" => PhysicalType::DOUBLE,
+        column if AFTER.contains(&column) && !TEXT.contains(&column) => PhysicalType::DOUBLE,
         _ => PhysicalType::BYTE_ARRAY,
     }
 }
