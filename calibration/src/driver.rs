@@ -84,15 +84,21 @@ pub trait Visitor {
         false
     }
 
+    /// Tokens, about, of the windows whose residual stream [`Visitor::prepare`] wants to see.
+    fn sample_tokens(&self) -> usize {
+        0
+    }
+
     /// Changes the weights of `block` in ways that leave what it computes as it was, given the statistics of the input of
-    /// each wanted stage. Where that changes a stage's input, `captured` has to be changed alike, and by what its columns
+    /// each wanted stage and, of a few windows, the residual stream before the block, `[tokens, hidden_size]`. Where that changes a stage's input, `captured` has to be changed alike, and by what its columns
     /// were divided is part of the result.
     fn prepare(
         &mut self,
         block: &mut Block,
         captured: &mut [(Stage, LayerStatistics)],
+        sample: &[Vec<f32>],
     ) -> Result<Divisors, CalibrationError> {
-        let _ = (block, captured);
+        let _ = (block, captured, sample);
         Ok(Divisors::new())
     }
 
@@ -478,12 +484,30 @@ impl<'a> Walk<'a> {
         compare: bool,
         visitor: &mut dyn Visitor,
     ) -> Result<(Vec<(Stage, LayerStatistics)>, Divisors), CalibrationError> {
+        let sample = if visitor.prepares() { self.sample(visitor.sample_tokens()) } else { Vec::new() };
         let mut captured = self.capture_all(block, wanted, keep, compare)?;
         let mut divisors = Divisors::new();
         if visitor.prepares() {
-            divisors = clocked(&mut self.seconds.visit, || visitor.prepare(block, &mut captured))?;
+            divisors = clocked(&mut self.seconds.visit, || visitor.prepare(block, &mut captured, &sample))?;
         }
         Ok((captured, divisors))
+    }
+
+    /// The residual stream of whole windows, at even distances, that have about `tokens` tokens together.
+    fn sample(&self, tokens: usize) -> Vec<Vec<f32>> {
+        if tokens == 0 {
+            return Vec::new();
+        }
+        let (width, step) = (self.checkpoint.config.hidden_size, self.layout.tokens().div_ceil(tokens));
+        let lengths = self.layout.batches().iter().map(|batch| self.layout.lengths(batch));
+        let windows = self.stream.hidden.batches(width).zip(lengths).flat_map(|(rows, lengths)| {
+            let ends = lengths.iter().scan(0, |end, length| {
+                *end += length;
+                Some((*end - length)..*end)
+            });
+            ends.map(|window| &rows[window.start * width..window.end * width]).collect::<Vec<_>>()
+        });
+        windows.step_by(step).map(<[f32]>::to_vec).collect()
     }
 
     fn visit_all(

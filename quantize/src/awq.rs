@@ -13,8 +13,9 @@
 //!
 //! The objective `Σ tr(E G Eᵀ) = Σ ‖E X‖²` is the squared error of the linears' outputs, exactly; it needs no forward
 //! pass, so that statistics are captured once and every candidate is tried on them. What attention or the
-//! feed-forward network make of that error is left out. Since the identity is a candidate of the search and of the
-//! clipping, AWQ never ends above rounding to nearest on this objective.
+//! feed-forward network make of that error is left out, unless the user asks for the paper's objective
+//! ([`crate::sublayer`], for q, k, v and for gate and up). Since the identity is a candidate of the search and of the
+//! clipping, AWQ never ends above rounding to nearest on its objective.
 //!
 //! In GGUF's block formats the factors are searched for rounding on the format's own grids, fitted with the input's mean
 //! squares as importance; that fit looks for the best range itself, and nothing is clipped beside it.
@@ -26,7 +27,7 @@ use crate::{
     Hessian, QuantizeError,
     fold::{Folded, FoldedBlock},
     gptq::Gptq,
-    measure::{output_energy, scaled_block_rounding_energy, scaled_rounding_energy},
+    measure::output_energy,
     plan::AwqOptions,
     solver::{ClippingReport, Factorization, LayerReport, Solver, check_finite},
 };
@@ -50,7 +51,7 @@ pub struct Choice {
     pub exponent: f64,
     /// `s_r`, one a channel.
     pub factors: Vec<f32>,
-    /// `Σ ‖E X‖²` with them.
+    /// The objective with them.
     pub loss: f64,
     /// The same without scaling.
     pub loss_unscaled: f64,
@@ -65,36 +66,33 @@ pub enum Rounding<'a> {
     Blocks(BlockType),
 }
 
-/// Searches the exponent for `linears` (each with the grid it will be rounded on), whose shared input has `statistics`; column `c`
-/// belongs to channel `channels[c]`, and `storable` makes of factors those that can be folded exactly.
-pub fn search(
-    linears: &[(&Linear, Rounding<'_>)],
+/// The exponents to try, the identity's 0 first, each with its factors, one a channel.
+pub fn candidates(
     statistics: &LayerStatistics,
     channels: &[usize],
     steps: u32,
     storable: impl Fn(&[f32]) -> Vec<f32>,
-) -> Choice {
+) -> Vec<(f64, Vec<f32>)> {
     let magnitudes = magnitudes(statistics, channels);
-    let loss = |factors: &[f32]| -> f64 {
-        let columns: Vec<f32> = channels.iter().map(|&channel| factors[channel]).collect();
-        let of = |(linear, rounding): &(&Linear, Rounding<'_>)| match *rounding {
-            Rounding::Groups(spec) => scaled_rounding_energy(&linear.weight, &columns, &statistics.gram, spec),
-            Rounding::Blocks(kind) => scaled_block_rounding_energy(&linear.weight, &columns, &statistics.gram, kind),
-        };
-        linears.iter().map(of).sum()
-    };
-    let identity = vec![1.0; magnitudes.len()];
-    let loss_unscaled = loss(&identity);
-    let mut best = Choice { exponent: 0.0, factors: identity, loss: loss_unscaled, loss_unscaled };
-    for step in 1..=steps {
+    let scaled = (1..=steps).map(|step| {
         let exponent = f64::from(step) / f64::from(steps);
-        let factors = storable(&scale(&magnitudes, exponent));
-        let loss = loss(&factors);
-        if loss < best.loss {
-            best = Choice { exponent, factors, loss, loss_unscaled };
+        (exponent, storable(&scale(&magnitudes, exponent)))
+    });
+    std::iter::once((0.0, vec![1.0; magnitudes.len()])).chain(scaled).collect()
+}
+
+/// The candidate of least `loss`, which is given the factor of each column; of equals the first.
+pub fn best(candidates: Vec<(f64, Vec<f32>)>, channels: &[usize], mut loss: impl FnMut(&[f32]) -> f64) -> Choice {
+    let mut best: Option<Choice> = None;
+    for (exponent, factors) in candidates {
+        let columns: Vec<f32> = channels.iter().map(|&channel| factors[channel]).collect();
+        let loss = loss(&columns);
+        let loss_unscaled = best.as_ref().map_or(loss, |best| best.loss_unscaled);
+        if best.as_ref().is_none_or(|best| loss < best.loss) {
+            best = Some(Choice { exponent, factors, loss, loss_unscaled });
         }
     }
-    best
+    best.expect("the identity is a candidate")
 }
 
 /// `mean |x|` of each channel, over tokens and over the columns that belong to it.

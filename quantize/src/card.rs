@@ -3,7 +3,7 @@
 
 use crate::{
     LayerReport, QuantizeError,
-    plan::{AwqOptions, Options},
+    plan::{AwqOptions, Objective, Options},
     prove::Proof,
     report::{mean_error, scientific},
 };
@@ -243,6 +243,7 @@ fn command(provenance: &Provenance<'_>) -> String {
     if options.method.scales() {
         push("awq-steps", options.awq.steps.to_string());
         push("awq-scale", scaled(&options.awq, ","));
+        push("awq-objective", name_of(&options.awq.objective));
         if !options.awq.clip {
             push("awq-no-clip", String::new());
         }
@@ -300,6 +301,7 @@ impl Options {
         ];
         if self.method.scales() {
             rows.push(("scaled inputs", format!("{} ({} exponents)", scaled(&self.awq, ", "), self.awq.steps)));
+            rows.push(("searched for", objective_described(self.awq.objective).to_owned()));
             if self.block_mixture().is_none() {
                 rows.push(("clipping", if self.awq.clip { "on" } else { "off" }.to_owned()));
             }
@@ -336,6 +338,13 @@ fn scaled(awq: &AwqOptions, separator: &str) -> String {
         Stage::Down => "down",
     };
     awq.scaled.iter().map(name).collect::<Vec<_>>().join(separator)
+}
+
+fn objective_described(objective: Objective) -> &'static str {
+    match objective {
+        Objective::Linears => "the least error of the linears' outputs",
+        Objective::Block => "the least error of attention's and the feed-forward network's outputs",
+    }
 }
 
 fn act_order_described(order: ActOrder) -> &'static str {

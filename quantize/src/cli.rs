@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use console::generated::Kind;
 use kernels::{ActOrder, Compute, ScaleSearch};
 use model::{Stage, format::Target};
-use quantize::{AwqOptions, Conversion, Method, Options, Request};
+use quantize::{AwqOptions, Conversion, Method, Objective, Options, Request};
 use std::{path::PathBuf, thread};
 
 /// Quantize a language model to 2, 3, 4 or 8 bits
@@ -168,6 +168,13 @@ struct Weights {
     /// made by them, are never scaled.
     #[arg(long, value_enum, value_name = "INPUTS", value_delimiter = ',', default_value = "qkv,output,gate-up,down")]
     awq_scale: Vec<StageName>,
+    /// What AWQ's search minimizes for the inputs of q, k, v and of gate and up
+    ///
+    /// `linears`: the error of these linears' own outputs, over all calibration tokens. `block`: of what attention, or the
+    /// feed-forward network, makes of them, as the paper has it, over windows of about 4,096 tokens; takes a pass over
+    /// these for each exponent.
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = ObjectiveName::Linears)]
+    awq_objective: ObjectiveName,
     /// Keep AWQ from drawing in the range of groups with outliers
     #[arg(long)]
     awq_no_clip: bool,
@@ -346,6 +353,7 @@ impl Weights {
                 steps: self.awq_steps,
                 scaled: self.awq_scale.into_iter().map(Stage::from).collect(),
                 clip: !self.awq_no_clip,
+                objective: self.awq_objective.into(),
             },
             inputs: self.inputs.into(),
             sequence: self.sequence.into(),
@@ -425,6 +433,12 @@ named!(InputsName for Inputs {
     Quantized => Inputs::Quantized,
     /// Those of the original model
     Original => Inputs::Original,
+});
+named!(ObjectiveName for Objective {
+    /// The error of their own outputs
+    Linears => Objective::Linears,
+    /// The error of attention's and the feed-forward network's outputs
+    Block => Objective::Block,
 });
 named!(SequenceName for Sequence {
     /// One after the other, each seeing the quantized ones before it

@@ -7,9 +7,10 @@
 use crate::{
     Hessian, QuantizeError,
     awq::{self, Rounding},
-    measure::{output_energy, relative_output_error},
-    plan::ValidPlan,
+    measure::{output_energy, relative_output_error, scaled_and_rounded, scaled_rounding_energy},
+    plan::{Objective, ValidPlan},
     solver::{ScalingReport, check_finite},
+    sublayer::Trial,
 };
 use calibration::LayerStatistics;
 use model::{Block, Linear, Stage};
@@ -38,11 +39,13 @@ pub struct Folded {
     pub report: Option<ScalingReport>,
 }
 
-/// Searches and folds the factors of every stage in `captured`; the statistics become those of the scaled inputs.
+/// Searches and folds the factors of every stage in `captured`; the statistics become those of the scaled inputs. `sample`
+/// is the residual stream of a few windows before the block, for the objective that needs it.
 pub fn fold(
     plan: &ValidPlan,
     block: &mut Block,
     captured: &mut [(Stage, LayerStatistics)],
+    sample: &[Vec<f32>],
 ) -> Result<FoldedBlock, QuantizeError> {
     let given = block.small_tensors();
     let mut modules = BTreeMap::new();
@@ -51,12 +54,11 @@ pub fn fold(
         modules.insert(linear.name.clone(), Folded::nothing(linear));
     }
     for (stage, statistics) in captured {
-        let Some(linears) = scalable(plan, block, *stage) else { continue };
+        let Some(roundings) = scalable(plan, block, *stage) else { continue };
         let channels = block.channels(*stage);
-        let storable = |factors: &[f32]| block.storable(*stage, factors);
-        let choice = awq::search(&linears, statistics, &channels, plan.options.awq.steps, storable);
+        let choice = search(plan, block, (*stage, statistics), &roundings, sample);
         let columns: Vec<f32> = channels.iter().map(|&channel| choice.factors[channel]).collect();
-        for (linear, _) in linears {
+        for linear in block.linears(*stage) {
             let folded = modules.get_mut(&linear.name).expect("every linear of the block is there");
             folded.columns.clone_from(&columns);
             folded.report = Some(ScalingReport::of(&choice));
@@ -75,8 +77,35 @@ pub fn fold(
     Ok(FoldedBlock { modules, tensors: changed })
 }
 
-/// The linears of `stage` with their settings, if it is to be scaled and nothing that stays in full precision changes.
-fn scalable<'a>(plan: &'a ValidPlan, block: &'a Block, stage: Stage) -> Option<Vec<(&'a Linear, Rounding<'a>)>> {
+/// The factors of `stage` by the objective that was asked for.
+fn search(
+    plan: &ValidPlan,
+    block: &mut Block,
+    (stage, statistics): (Stage, &LayerStatistics),
+    roundings: &[Rounding<'_>],
+    sample: &[Vec<f32>],
+) -> awq::Choice {
+    let channels = block.channels(stage);
+    let storable = |factors: &[f32]| block.storable(stage, factors);
+    let candidates = awq::candidates(statistics, &channels, plan.options.awq.steps, storable);
+    let gram = &statistics.gram;
+    if let (Objective::Block, Some(mut trial)) = (plan.options.awq.objective, Trial::new(block, stage, sample)) {
+        return awq::best(candidates, &channels, |columns| {
+            let linears = trial.linears().iter().zip(roundings);
+            let rounded =
+                linears.map(|(linear, rounding)| scaled_and_rounded(&linear.weight, columns, gram, *rounding));
+            let rounded = rounded.collect();
+            trial.loss(rounded)
+        });
+    }
+    awq::best(candidates, &channels, |columns| {
+        let linears = block.linears(stage).iter().zip(roundings);
+        linears.map(|(linear, rounding)| scaled_rounding_energy(&linear.weight, columns, gram, *rounding)).sum()
+    })
+}
+
+/// How each linear of `stage` will be rounded, if it is to be scaled and nothing that stays in full precision changes.
+fn scalable<'a>(plan: &'a ValidPlan, block: &Block, stage: Stage) -> Option<Vec<Rounding<'a>>> {
     let quantized = |linear: &Linear| {
         let spec = plan.spec_of(&linear.name)?;
         Some(plan.blocks_of(&linear.name).map_or(Rounding::Groups(spec), Rounding::Blocks))
@@ -85,7 +114,7 @@ fn scalable<'a>(plan: &'a ValidPlan, block: &'a Block, stage: Stage) -> Option<V
     if !producer || !plan.options.awq.scaled.contains(&stage) {
         return None;
     }
-    block.linears(stage).iter().map(|linear| Some((linear, quantized(linear)?))).collect()
+    block.linears(stage).iter().map(quantized).collect()
 }
 
 impl Folded {

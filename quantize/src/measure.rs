@@ -3,10 +3,10 @@
 //! Free of scale, of the number of tokens and of the width, so that layers and tools can be compared. Products are
 //! float32, sums over a row and over rows float64, in an order fixed by the shape.
 
-use crate::Hessian;
+use crate::{Hessian, awq::Rounding};
 use kernels::{
-    QuantSpec, block_solve, gemm,
-    kquant::{BlockMatrix, BlockType, Weighting},
+    block_solve, gemm,
+    kquant::{BlockMatrix, Weighting},
 };
 use model::Linear;
 use rayon::prelude::*;
@@ -20,39 +20,48 @@ pub fn output_energy(a: &[f32], gram: &[f32], width: usize) -> f64 {
     parts.iter().sum()
 }
 
-/// `‖E X‖²` for `E = round(W·s) / s − W`: what rounding to nearest costs when column `c` of `weight` (`[rows, width]`)
-/// is multiplied by `factors[c]` and its input divided by it.
-pub fn scaled_rounding_energy(weight: &[f32], factors: &[f32], gram: &[f32], spec: &QuantSpec) -> f64 {
-    scaled_error_energy(weight, factors, gram, |scaled| {
-        block_solve::rounding_errors(scaled, factors.len(), spec);
-    })
-}
-
-/// The same for rounding to blocks of `kind`, fitted with `gram`'s diagonal as the columns' importance.
-pub fn scaled_block_rounding_energy(weight: &[f32], factors: &[f32], gram: &[f32], kind: BlockType) -> f64 {
+/// `‖E X‖²` for `E = round(W·s) / s − W`: what rounding costs when column `c` of `weight` (`[rows, width]`) is multiplied
+/// by `factors[c]` and its input, whose Gram matrix is `gram`, divided by it.
+pub fn scaled_rounding_energy(weight: &[f32], factors: &[f32], gram: &[f32], rounding: Rounding<'_>) -> f64 {
     let width = factors.len();
-    let diagonal = gram.iter().step_by(width + 1).zip(factors);
-    let importance: Vec<f32> = diagonal.map(|(square, factor)| square / (factor * factor)).collect();
-    scaled_error_energy(weight, factors, gram, |scaled| {
-        let rounded = BlockMatrix::quantize(scaled, width, kind, Weighting::Importance(&importance)).dequantize();
-        scaled.iter_mut().zip(rounded).for_each(|(w, q)| *w -= q);
-    })
-}
-
-/// `‖E X‖²` for what `errors` leaves of the scaled rows, scaled back.
-fn scaled_error_energy(weight: &[f32], factors: &[f32], gram: &[f32], errors: impl Fn(&mut [f32]) + Sync) -> f64 {
-    let width = factors.len();
-    let error_energy = |rows: &[f32]| {
-        let scaled = rows.chunks_exact(width).flat_map(|row| row.iter().zip(factors).map(|(w, factor)| w * factor));
-        let mut left: Vec<f32> = scaled.collect();
-        errors(&mut left);
-        for row in left.chunks_exact_mut(width) {
-            row.iter_mut().zip(factors).for_each(|(error, factor)| *error /= factor);
-        }
-        energy(&left, gram, width)
-    };
-    let parts: Vec<f64> = weight.par_chunks(ROWS_AT_ONCE * width).map(error_energy).collect();
+    let importance = importance(factors, gram);
+    let energy = |rows: &[f32]| energy(&scaled_errors(rows, factors, &importance, rounding), gram, width);
+    let parts: Vec<f64> = weight.par_chunks(ROWS_AT_ONCE * width).map(energy).collect();
     parts.iter().sum()
+}
+
+/// `round(W·s) / s`, as above.
+pub fn scaled_and_rounded(weight: &[f32], factors: &[f32], gram: &[f32], rounding: Rounding<'_>) -> Vec<f32> {
+    let importance = importance(factors, gram);
+    let rounded = weight.par_chunks(ROWS_AT_ONCE * factors.len()).flat_map_iter(|rows| {
+        let errors = scaled_errors(rows, factors, &importance, rounding);
+        rows.iter().zip(errors).map(|(weight, error)| weight - error).collect::<Vec<_>>()
+    });
+    rounded.collect()
+}
+
+/// The mean squares of the scaled input, up to a factor: what blocks are fitted with.
+fn importance(factors: &[f32], gram: &[f32]) -> Vec<f32> {
+    let diagonal = gram.iter().step_by(factors.len() + 1).zip(factors);
+    diagonal.map(|(square, factor)| square / (factor * factor)).collect()
+}
+
+/// `W − round(W·s) / s` of some rows.
+fn scaled_errors(rows: &[f32], factors: &[f32], importance: &[f32], rounding: Rounding<'_>) -> Vec<f32> {
+    let width = factors.len();
+    let scaled = rows.chunks_exact(width).flat_map(|row| row.iter().zip(factors).map(|(w, factor)| w * factor));
+    let mut left: Vec<f32> = scaled.collect();
+    match rounding {
+        Rounding::Groups(spec) => block_solve::rounding_errors(&mut left, width, spec),
+        Rounding::Blocks(kind) => {
+            let rounded = BlockMatrix::quantize(&left, width, kind, Weighting::Importance(importance)).dequantize();
+            left.iter_mut().zip(rounded).for_each(|(w, q)| *w -= q);
+        }
+    }
+    for row in left.chunks_exact_mut(width) {
+        row.iter_mut().zip(factors).for_each(|(error, factor)| *error /= factor);
+    }
+    left
 }
 
 /// [`output_energy`] of few rows, on the calling thread.

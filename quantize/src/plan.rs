@@ -53,11 +53,25 @@ pub struct AwqOptions {
     pub scaled: Vec<Stage>,
     /// Whether ranges are drawn in.
     pub clip: bool,
+    /// What the search minimizes.
+    #[serde(default)]
+    pub objective: Objective,
+}
+
+/// What AWQ's search minimizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// The error of the scaled linears' own outputs, over all calibration tokens.
+    #[default]
+    Linears,
+    /// The error of what attention, or the feed-forward network, makes of them, over a few windows.
+    Block,
 }
 
 impl Default for AwqOptions {
     fn default() -> Self {
-        Self { steps: 20, scaled: Stage::ALL.to_vec(), clip: true }
+        Self { steps: 20, scaled: Stage::ALL.to_vec(), clip: true, objective: Objective::default() }
     }
 }
 

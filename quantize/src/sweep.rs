@@ -11,7 +11,7 @@
 
 use crate::{
     Hessian, Journal, QuantizeError,
-    plan::{HEAD, ValidPlan},
+    plan::{HEAD, Objective, ValidPlan},
     visitor::Quantizer,
 };
 use calibration::{
@@ -41,6 +41,10 @@ pub fn sweep(
     if members.iter().any(|member| member.plan.spec_of(HEAD).is_some()) {
         let what =
             "statistics are captured of the blocks, not of the head: leave --lm-head out, or run with calibration";
+        return Err(QuantizeError::Option(what.to_owned()));
+    }
+    if members.iter().any(|member| member.plan.options.awq.objective == Objective::Block) {
+        let what = "the block objective of AWQ needs windows, not only their statistics: leave it at `linears`";
         return Err(QuantizeError::Option(what.to_owned()));
     }
     // Each quantizer counts its own modules; what is shown is told once for all.
@@ -99,7 +103,7 @@ fn scaled(
     let mut captured = captured.clone();
     captured.retain(|(stage, _)| quantizer.wants(block.linears(*stage)));
     let mut solve = || {
-        quantizer.prepare(&mut block, &mut captured)?;
+        quantizer.prepare(&mut block, &mut captured, &[])?;
         for (stage, statistics) in &captured {
             quantizer.stage(index, *stage, block.linears_mut(*stage), statistics)?;
         }

@@ -7,8 +7,9 @@ use crate::{
     fold::{self, FoldedBlock, Tensors},
     gptq::Gptq,
     journal::Solved,
-    plan::{HEAD, Method, Options, ValidPlan},
+    plan::{HEAD, Method, Objective, Options, ValidPlan},
     rtn::RoundToNearest,
+    sublayer::SAMPLE_TOKENS,
 };
 use calibration::{
     CalibrationError, LayerStatistics, Visitor,
@@ -199,13 +200,18 @@ impl Visitor for Quantizer<'_> {
         matches!(self.algorithm, Algorithm::Awq(_))
     }
 
+    fn sample_tokens(&self) -> usize {
+        if self.plan.options.awq.objective == Objective::Block { SAMPLE_TOKENS } else { 0 }
+    }
+
     fn prepare(
         &mut self,
         block: &mut Block,
         captured: &mut [(Stage, LayerStatistics)],
+        sample: &[Vec<f32>],
     ) -> Result<Divisors, CalibrationError> {
         let Algorithm::Awq(awq) = &mut self.algorithm else { return Ok(Divisors::new()) };
-        awq.folded = fold::fold(self.plan, block, captured)?;
+        awq.folded = fold::fold(self.plan, block, captured, sample)?;
         let first = |(stage, _): &(Stage, LayerStatistics)| {
             let folded = awq.folded.modules.get(&block.linears(*stage)[0].name);
             folded.map(|folded| (*stage, folded.columns.clone()))

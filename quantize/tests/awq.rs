@@ -7,13 +7,15 @@ mod small_model;
 
 use calibration::LayerStatistics;
 use kernels::{ActOrder, QuantSpec, ScaleSearch, block_solve};
-use model::{Checkpoint, Linear};
+use model::{Block, Checkpoint, Linear, Stage, decoder::Activations};
 use proptest::prelude::*;
 use quantize::{
     AwqOptions, Hessian, Solver,
-    awq::{Awq, Rounding, search},
+    awq::{Awq, Choice, Rounding, best, candidates},
     fold::FoldedBlock,
     gptq::Gptq,
+    measure::scaled_rounding_energy,
+    sublayer::Trial,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -66,6 +68,22 @@ fn scaled_and_rounded(linear: &Linear, factors: &[f32], spec: &QuantSpec) -> Vec
     let scaled: Vec<f32> = linear.weight.iter().zip(columns()).map(|(w, s)| w * s).collect();
     let rounded = block_solve::round_to_nearest(&scaled, linear.inputs, spec).dequantize();
     rounded.iter().zip(columns()).map(|(q, s)| q / s).collect()
+}
+
+/// The exponent that loses least of the linears' outputs.
+fn search(
+    linears: &[(&Linear, Rounding<'_>)],
+    statistics: &LayerStatistics,
+    channels: &[usize],
+    steps: u32,
+    storable: impl Fn(&[f32]) -> Vec<f32>,
+) -> Choice {
+    best(candidates(statistics, channels, steps, storable), channels, |columns| {
+        let lost = |(linear, rounding): &(&Linear, Rounding<'_>)| {
+            scaled_rounding_energy(&linear.weight, columns, &statistics.gram, *rounding)
+        };
+        linears.iter().map(lost).sum()
+    })
 }
 
 #[test]
@@ -264,14 +282,64 @@ fn what_was_folded_reaches_the_checkpoint_in_every_family() {
         let energy: f32 = given.iter().map(|v| v * v).sum();
         let lost: f32 = given.iter().zip(&written).map(|(a, b)| (a - b).powi(2)).sum();
         assert!(lost < 0.002 * energy, "{model_type}: {lost} of {energy}");
-        for (sequence, method) in [("module", "awq+gptq"), ("block", "awq")] {
-            let outcome = run(&format!("--method {method} --bits 3 --asymmetric --sequence {sequence}"), method);
+        for (sequence, method, objective) in [("module", "awq+gptq", "linears"), ("block", "awq", "block")] {
+            let settings = format!("--sequence {sequence} --awq-objective {objective}");
+            let outcome = run(&format!("--method {method} --bits 3 --asymmetric {settings}"), method);
             let totals = &outcome["totals"];
             assert!(
                 totals["error"].as_f64() < totals["error_round_to_nearest"].as_f64(),
                 "{model_type} {method}: {totals}"
             );
         }
+    }
+}
+
+/// Attention with its norms around it, and the feed-forward network with its own (Gemma has both behind the linears too).
+#[test]
+fn the_block_objective_is_the_error_of_what_a_half_adds() {
+    for (architecture, model_type, more) in [
+        ("Qwen2ForCausalLM", "qwen2", json!({})),
+        ("Gemma3ForCausalLM", "gemma3_text", json!({"head_dim": 32, "tie_word_embeddings": true})),
+    ] {
+        let model = SmallModel::new(config(architecture, model_type, &more), 7);
+        let checkpoint = Checkpoint::open(model.path().to_str().unwrap()).unwrap();
+        let window = |from: u32, count: u32| {
+            let words: Vec<u32> = (from..from + count).map(|i| (i * i * 7 + i * 13 + 5) % 100).collect();
+            checkpoint.block(0).unwrap().forward(checkpoint.embed(&words).unwrap(), &mut |_, _| {})
+        };
+        let sample = [window(0, 30), window(50, 7)];
+        for (stage, stages) in [(Stage::Qkv, 2), (Stage::GateUp, 4)] {
+            let rounded = |block: &Block| -> Vec<Vec<f32>> {
+                let linears = block.linears(stage).iter();
+                let spec = spec(2, None, false);
+                linears.map(|l| block_solve::round_to_nearest(&l.weight, l.inputs, &spec).dequantize()).collect()
+            };
+            let after = |block: &Block, hidden: &Vec<f32>| {
+                let mut activations = Activations { hidden: hidden.clone(), input: Vec::new() };
+                block.begin(&mut activations);
+                Stage::ALL[..stages].iter().for_each(|stage| block.advance(*stage, &mut activations));
+                activations.hidden
+            };
+            let (mut block, mut changed) = (checkpoint.block(1).unwrap(), checkpoint.block(1).unwrap());
+            let weights = rounded(&block);
+            for (linear, weight) in changed.linears_mut(stage).iter_mut().zip(&weights) {
+                linear.weight.clone_from(weight);
+            }
+            let lost = |hidden: &Vec<f32>| -> f64 {
+                let both = after(&changed, hidden).into_iter().zip(after(&block, hidden));
+                both.map(|(a, b)| f64::from(a - b).powi(2)).sum()
+            };
+            let expected: f64 = sample.iter().map(lost).sum();
+            let given: Vec<Vec<f32>> = block.linears(stage).iter().map(|linear| linear.weight.clone()).collect();
+            let mut trial = Trial::new(&mut block, stage, &sample).unwrap();
+            assert!(expected > 0.0);
+            assert_eq!(trial.loss(weights), expected, "{model_type} {stage:?}");
+            assert_eq!(trial.loss(given.clone()), 0.0, "{model_type} {stage:?}");
+            assert!(block.linears(stage).iter().zip(given).all(|(linear, given)| linear.weight == given));
+        }
+        let mut block = checkpoint.block(1).unwrap();
+        assert!(Trial::new(&mut block, Stage::Output, &sample).is_none());
+        assert!(Trial::new(&mut block, Stage::Qkv, &[]).is_none());
     }
 }
 
