@@ -114,6 +114,15 @@ pub(crate) enum Command {
         #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
         threads: Option<u16>,
     },
+    /// Show what this machine is and how fast the numerical loops are on it
+    ///
+    /// Prints processor, memory, the instructions chosen, and the speed of a float32 product in 10⁹ operations per
+    /// second, timed for about a second.
+    Doctor {
+        /// Print one JSON object instead of the table
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the JSON schema of study files, for editors
     Schema,
     /// Write the man page, the reference page or shell completions to stdout

@@ -4,6 +4,7 @@
 //! editors complete from.
 
 use crate::{StudyError, measure::Measure, values::Values};
+use quantize::Compute;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -33,6 +34,10 @@ pub struct StudyFile {
     pub calibration: BTreeMap<String, CalibrationText>,
     /// Evaluations by name; every cell is measured on each of them.
     pub evaluation: BTreeMap<String, Evaluation>,
+    /// Arithmetic of the decoder's dense products, in quantizing and in measuring: `f32`, `bf16x3` or `bf16`.
+    #[serde(default)]
+    #[schemars(with = "String")]
+    pub compute: Compute,
     /// Bounds that the study must keep.
     #[serde(default)]
     pub budget: Budget,
@@ -299,6 +304,9 @@ mod tests {
         assert_eq!((set.samples, set.sequence_length, set.packing.as_str()), (128, 2048, "concat"));
         assert_eq!(file.evaluation["prose"].protocol, evaluate::protocol::PROTOCOLS[0].name);
         assert_eq!(file.domain_of("prose"), Some("prose"));
+        assert_eq!(file.compute, Compute::F32);
+        let error = StudyFile::parse(&format!("compute = 'f16'\n{SMALL}")).unwrap_err();
+        assert!(error.contains("`f32`, `bf16x3`, `bf16`"), "{error}");
     }
 
     #[test]

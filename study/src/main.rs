@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Command::Export { study, format, out } => export(&study, format, out.as_deref()),
         Command::Suggest { study, bytes, json } => suggest(&study, &bytes, json),
         Command::Demo { out, threads } => demo(&out, threads),
+        Command::Doctor { json } => console::doctor::run(study::opened::TOOL, &quantize::examine(), json),
         Command::Schema => done(&study::file::schema()),
         Command::Generate { kind } => {
             console::generated::write(kind, Cli::command(), &mut std::io::stdout())?;

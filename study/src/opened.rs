@@ -24,7 +24,7 @@ use evaluate::{
     source::{Source, sha256},
 };
 use model::{Checkpoint, checkpoint::SourceFile};
-use quantize::{Options, ValidPlan};
+use quantize::{Compute, Options, ValidPlan};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -211,6 +211,7 @@ impl Opened {
                 continue;
             }
             let opened = Checkpoint::open(&model_from(&self.folder, &settings.model))
+                .map(|checkpoint| checkpoint.computed(self.file.compute))
                 .and_then(|checkpoint| Ok(OpenedModel { files: checkpoint.source_files()?, checkpoint }));
             match opened {
                 Ok(model) => drop(self.models.insert(settings.model.clone(), model)),
@@ -330,7 +331,9 @@ impl Opened {
         plan: Option<ValidPlan>,
         calibration: Option<Arc<CalibrationSet>>,
     ) -> Unit {
-        let configuration = configuration_key(&self.models[model].files, settings.as_ref(), calibration.as_deref());
+        let model_files = &self.models[model].files;
+        let configuration =
+            configuration_key(model_files, settings.as_ref(), calibration.as_deref(), self.file.compute);
         // The unquantized model is what divergences are from.
         let measured = |text: &PreparedText| settings.is_some() || text.measure != Measure::Divergence;
         let texts = self.texts.iter().enumerate().filter(|(_, text)| text.model == model && measured(text));
@@ -407,6 +410,7 @@ fn configuration_key(
     files: &[SourceFile],
     settings: Option<&Settings>,
     calibration: Option<&CalibrationSet>,
+    compute: Compute,
 ) -> String {
     let settings = settings.map(|settings| {
         // What the windows are made of is in their tokens; the names are the study's own.
@@ -425,7 +429,11 @@ fn configuration_key(
         json!({ "tokens_sha256": set.manifest.tokens_sha256, "lengths": lengths })
     });
     let files: Vec<&str> = files.iter().map(|file| file.sha256.as_str()).collect();
-    hash(&json!({ "tool": TOOL, "model": files, "settings": settings, "calibration": calibration }))
+    let mut parts = json!({ "tool": TOOL, "model": files, "settings": settings, "calibration": calibration });
+    if compute != Compute::F32 {
+        parts["compute"] = json!(compute);
+    }
+    hash(&parts)
 }
 
 fn cell_key(configuration: &str, text: &PreparedText) -> String {

@@ -10,6 +10,7 @@ use crate::{
 };
 use console::files::write_atomically;
 use evaluate::source::sha256;
+use quantize::Compute;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,6 +33,9 @@ pub struct Plan {
     pub study: String,
     /// Its SHA-256.
     pub study_sha256: String,
+    /// The arithmetic of dense products.
+    #[serde(default)]
+    pub compute: Compute,
     /// Its cells.
     pub cells: Vec<PlannedCell>,
     /// The calibration set that is of an evaluation's own domain, by evaluation.
@@ -86,6 +90,7 @@ impl Plan {
             question: file.question.clone(),
             study: opened.text.clone(),
             study_sha256: sha256(&opened.text),
+            compute: file.compute,
             cells: cells.collect(),
             domains: domains.collect(),
             warnings: warnings.collect(),

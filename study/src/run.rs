@@ -319,10 +319,11 @@ fn checkpoint_of(
     contents: &Contents,
     threads: usize,
 ) -> Result<(Checkpoint, Quantized), StudyError> {
+    let open = |path: &Path| Checkpoint::open(&path.to_string_lossy()).map(|made| made.computed(opened.file.compute));
     let known =
         contents.lines.values().find(|line| line.configuration == unit.configuration && line.quantized.is_some());
     if let (true, Some(quantized)) = (folders.kept.exists(), known.and_then(|line| line.quantized.clone())) {
-        return Ok((Checkpoint::open(&folders.kept.to_string_lossy())?, quantized));
+        return Ok((open(&folders.kept)?, quantized));
     }
     let quantized = quantize(opened, unit, &folders.work, threads)?;
     let mut folder = &folders.work;
@@ -330,7 +331,7 @@ fn checkpoint_of(
         folder = &folders.kept;
         put_in_place(&folders.work, folder).map_err(StudyError::io(folder))?;
     }
-    Ok((Checkpoint::open(&folder.to_string_lossy())?, quantized))
+    Ok((open(folder)?, quantized))
 }
 
 fn put_in_place(from: &Path, to: &Path) -> io::Result<()> {

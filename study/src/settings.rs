@@ -12,7 +12,7 @@ use crate::{
 };
 use calibration::WindowOptions;
 use model::format::{Target, gptq::Version};
-use quantize::{AwqOptions, Compute, Options};
+use quantize::{AwqOptions, Options};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
@@ -227,7 +227,7 @@ impl Settings {
             inputs: named("inputs", self.inputs.as_deref().unwrap_or("quantized"))?,
             sequence: named("sequence", self.sequence.as_deref().unwrap_or("module"))?,
             awq: AwqOptions::default(),
-            compute: Compute::default(),
+            compute: file.compute,
             formats: vec![self.target()?],
             imatrix: None,
             overrides: Vec::new(),
