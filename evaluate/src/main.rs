@@ -2,8 +2,10 @@
 
 mod budget;
 mod cli;
+mod comparison;
 mod outputs;
 mod run;
+mod show;
 mod tasks;
 
 use clap::Parser;

@@ -3,7 +3,7 @@
 use crate::{
     budget,
     cli::{Arguments, Command, Measure},
-    tasks,
+    comparison, show, tasks,
 };
 use anyhow::Context as _;
 use clap::CommandFactory as _;
@@ -37,12 +37,12 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         (Some(Command::Doctor { json }), _) => {
             console::doctor::run(evaluate::report::TOOL, &kernels::doctor::examine(), json)
         }
-        (Some(Command::Tasks { data }), _) => tasks::list(&or_default(data)),
+        (Some(Command::Tasks { data }), _) => show::list(&or_default(data)),
         (Some(Command::Show(mut show)), _) => {
             show.data = or_default(show.data);
-            tasks::show(&show)
+            show::show(&show)
         }
-        (Some(Command::Compare(compare)), _) => tasks::compare(&compare),
+        (Some(Command::Compare(compare)), _) => comparison::compare(&compare),
         (Some(Command::Generate { kind }), _) => {
             console::generated::write(kind, Arguments::command(), &mut std::io::stdout())?;
             Ok(Exit::Done)

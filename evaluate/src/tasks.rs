@@ -1,11 +1,8 @@
-//! Running tasks, and the subcommands around them, from arguments to what is printed.
+//! Running tasks, from arguments to what is printed.
 
-use crate::{
-    cli::{Compare, Measure, Show},
-    run::{print, say},
-};
+use crate::{cli::Measure, run::say};
 use anyhow::Context as _;
-use console::{Exit, Progress, files::Output};
+use console::{Progress, files::Output};
 use evaluate::{
     capability::{self, Change},
     choice,
@@ -13,22 +10,21 @@ use evaluate::{
     framing::Framing,
     generation::{self, Drawing, Prompt},
     likelihood::{self, Encoder, Request, Step},
-    page,
-    paired::{self, Compared, Flip, Paired},
+    paired::{self, Paired},
     records::{self, Record, Run},
     sandbox::{Limits, Sandbox},
     task::{
         Generate, Metric, Task,
         data::{self, DataFile, TaskData, draw},
         exercise::{self, Exercise},
-        prompt::{Answer, Item, Templates},
+        prompt::{Item, Templates},
     },
-    task_report::{self, Circumstances, Summary, TaskReport},
+    task_report::{Circumstances, Summary, TaskReport},
 };
 use model::Checkpoint;
 use rayon::prelude::*;
 use serde_json::Value;
-use std::{fmt::Write as _, path::PathBuf, time::Instant};
+use std::time::Instant;
 
 /// A task with everything it needs, before any model runs.
 pub(crate) struct Prepared {
@@ -346,7 +342,7 @@ impl Done {
 }
 
 /// `changes` where a view over capabilities says more than the comparison of tasks.
-fn worth_showing(changes: Vec<Change>, compared: &[Paired]) -> Vec<Change> {
+pub(crate) fn worth_showing(changes: Vec<Change>, compared: &[Paired]) -> Vec<Change> {
     if compared.len() > 1 { changes } else { Vec::new() }
 }
 
@@ -428,260 +424,6 @@ fn running_score(metric: Metric, records: &[Record], items: usize) -> String {
         String::new()
     };
     format!("{metric} {mean:.3}{error} after {} of {items} items", records.len())
-}
-
-/// `evaluate tasks`.
-pub(crate) fn list(folders: &[PathBuf]) -> anyhow::Result<Exit> {
-    let mut text = String::new();
-    for task in Task::built_in()? {
-        let metrics: Vec<&str> = task.metrics.iter().map(|metric| metric.name()).collect();
-        let items = task.items.map_or_else(|| "?".to_owned(), |items| items.to_string());
-        writeln!(text, "{}: {}", task.name, task.about)?;
-        writeln!(text, "  items   {items}; shots {}; metrics {}", task.shots, metrics.join(", "))?;
-        writeln!(text, "  prompt  {}", task.prompt_source)?;
-        for (what, patterns) in [("data", &task.data.test), ("shots", &task.data.shots)] {
-            let found = patterns.iter().map(|pattern| data::find(pattern, folders)).find(|found| !found.is_empty());
-            let place = match found {
-                Some(found) if found.len() == 1 => found[0].path.display().to_string(),
-                Some(found) => format!("{} files such as {}", found.len(), found[0].path.display()),
-                None if patterns.is_empty() => continue,
-                None => format!("not found; looked for {}", patterns.join(", ")),
-            };
-            writeln!(text, "  {what:<6}  {place}")?;
-        }
-        writeln!(text)?;
-    }
-    writeln!(text, "Metrics:")?;
-    // One line is enough for all pass@k.
-    for metric in Metric::ALL.into_iter().filter(|metric| metric.attempts().is_none_or(|k| k <= 2)) {
-        writeln!(text, "  {:<23} {}", metric.name(), metric.explain())?;
-    }
-    let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-    writeln!(text, "\nData is looked for in {} (`--data` says where else).", folders.join(", "))?;
-    print(&text)?;
-    Ok(Exit::Done)
-}
-
-/// `evaluate show`.
-pub(crate) fn show(show: &Show) -> anyhow::Result<Exit> {
-    let task = Task::open(&show.task)?;
-    let shots = show.shots.unwrap_or(task.shots);
-    let data = TaskData::read(&task, &show.data, shots > 0)?;
-    let row = data.rows.get(show.item).with_context(|| {
-        format!("{} has {} items: `--item` takes 0 to {}", task.name, data.rows.len(), data.rows.len() - 1)
-    })?;
-    if task.generate.is_some() {
-        return show_exercise(show, &task, &data, shots);
-    }
-    let framing = show.put.framing();
-    let checkpoint = show.model.as_deref().map(Checkpoint::open).transpose()?;
-    let mut item = Templates::new(&task)?.item(row, &data, shots)?;
-    if let Some(checkpoint) = with_model(checkpoint.as_ref(), &framing)? {
-        item = framing.item(checkpoint, &item)?;
-    }
-    let mut text = String::new();
-    writeln!(text, "task       {}, item {} ({} of {})", task.name, item.id, show.item, data.rows.len())?;
-    writeln!(text, "prompt     of {}; shots {shots}; {framing}", task.prompt_source)?;
-    writeln!(text, "sha256     {}", item.sha256())?;
-    for metric in &task.metrics {
-        writeln!(text, "metric     {metric}: {}", metric.explain())?;
-    }
-    let request = match &checkpoint {
-        Some(checkpoint) => {
-            let encoder = Encoder::new(checkpoint, checkpoint.config.max_positions).with_bos(framing.bos)?;
-            writeln!(text, "BOS        {}", encoder.beginning()?)?;
-            Some(encoder.request(&item)?)
-        }
-        None => None,
-    };
-    show_pairs(&mut text, &item)?;
-    if let (Some(checkpoint), Some(request)) = (&checkpoint, &request) {
-        show_tokens(&mut text, checkpoint, request)?;
-    }
-    print(&text)?;
-    Ok(Exit::Done)
-}
-
-/// The model, which everything but a plain prompt needs.
-fn with_model<'a>(checkpoint: Option<&'a Checkpoint>, framing: &Framing) -> anyhow::Result<Option<&'a Checkpoint>> {
-    if checkpoint.is_none() && !framing.is_plain() {
-        anyhow::bail!("chat template, system prompt and BOS are a model's: name it behind the task");
-    }
-    Ok(checkpoint)
-}
-
-fn show_exercise(show: &Show, task: &Task, data: &TaskData, shots: usize) -> anyhow::Result<Exit> {
-    let solved =
-        exercise::shots(data, task.data.draw, shots).map_err(|what| anyhow::anyhow!("{}: {what}", task.name))?;
-    let mut exercise = Templates::new(task)?.exercise(&data.rows[show.item], &solved[show.item])?;
-    let framing = show.put.framing();
-    let checkpoint = show.model.as_deref().map(Checkpoint::open).transpose()?;
-    if let Some(checkpoint) = with_model(checkpoint.as_ref(), &framing)? {
-        exercise = framing.exercise(checkpoint, &exercise)?;
-    }
-    let mut text = String::new();
-    writeln!(text, "task       {}, item {} ({} of {})", task.name, exercise.id, show.item, data.rows.len())?;
-    writeln!(text, "prompt     of {}; {shots} shots; {framing}", task.prompt_source)?;
-    writeln!(text, "sha256     {}", exercise.sha256())?;
-    for metric in &task.metrics {
-        writeln!(text, "metric     {metric}: {}", metric.explain())?;
-    }
-    writeln!(text, "\n--- prompt\n{}\n--- end of prompt\nanswer     {:?}", exercise.prompt, exercise.answer)?;
-    if let Some(trial) = &exercise.trial {
-        writeln!(text, "\n--- tests\n{}\n--- end of tests", trial.tests)?;
-    }
-    for instruction in &exercise.instructions {
-        writeln!(text, "checked    {} {}", instruction.id, serde_json::to_string(&instruction.arguments)?)?;
-    }
-    if let Some(checkpoint) = &checkpoint {
-        let encoder = Encoder::new(checkpoint, checkpoint.config.max_positions).with_bos(framing.bos)?;
-        writeln!(text, "BOS        {}", encoder.beginning()?)?;
-        writeln!(text, "tokens     {:?}", encoder.encode(&exercise.prompt)?)?;
-    }
-    print(&text)?;
-    Ok(Exit::Done)
-}
-
-fn show_pairs(text: &mut String, item: &Item) -> anyhow::Result<()> {
-    let same = item.pairs.iter().all(|pair| pair.context == item.pairs[0].context);
-    if same {
-        writeln!(text, "\n--- context, for every choice\n{}\n--- end of context", item.pairs[0].context)?;
-    }
-    for (index, pair) in item.pairs.iter().enumerate() {
-        let right = match &item.answer {
-            Answer::One(answer) => *answer == index,
-            Answer::Marks(marks) => marks[index],
-        };
-        if !same {
-            writeln!(text, "\n--- context of choice {index}\n{}\n--- end of context", pair.context)?;
-        }
-        let right = if right { "   <- right" } else { "" };
-        writeln!(text, "choice {index}   {:?}{right}", pair.continuation)?;
-    }
-    Ok(())
-}
-
-fn show_tokens(text: &mut String, checkpoint: &Checkpoint, request: &Request) -> anyhow::Result<()> {
-    writeln!(text, "\n--- tokens: what is scored stands behind the bar")?;
-    let piece = |token: &u32| {
-        let piece = checkpoint.tokenizer.decode(&[*token], false).unwrap_or_default();
-        format!("{token}={piece:?}")
-    };
-    let pieces = |tokens: &[u32]| tokens.iter().map(piece).collect::<Vec<_>>().join(" ");
-    for (index, sequence) in request.sequences.iter().enumerate() {
-        let (context, continuation) = sequence.tokens.split_at(sequence.start);
-        writeln!(text, "choice {index}   {} | {}", pieces(context), pieces(continuation))?;
-    }
-    if request.prefix > 0 {
-        writeln!(text, "the first {} tokens are computed once for all items that begin so", request.prefix)?;
-    }
-    if request.truncated {
-        writeln!(text, "tokens on the left were dropped: the model takes {}", checkpoint.config.max_positions)?;
-    }
-    if request.spanned {
-        writeln!(text, "a token spans the place where context and choice meet: the bar stands before it")?;
-    }
-    Ok(())
-}
-
-/// `evaluate compare`.
-pub(crate) fn compare(compare: &Compare) -> anyhow::Result<Exit> {
-    let names: Vec<&str> = std::iter::once(&compare.baseline).chain(&compare.models).map(String::as_str).collect();
-    let files = compare.exports.open(&names)?;
-    let baseline = records::read(&compare.baseline)?;
-    let (mut all, mut runs) = (Vec::new(), vec![baseline]);
-    for model in &compare.models {
-        let run = records::read(model)?;
-        let paired = paired::compare(&runs[0], &run, compare.seed)?;
-        let changes = worth_showing(capability::changes(&runs[0], &run, compare.seed), &paired);
-        if paired.is_empty() {
-            anyhow::bail!("{} and {model} have no task in common", compare.baseline);
-        }
-        all.push(Compared { model: model.clone(), paired, changes });
-        runs.push(run);
-    }
-    let layouts = names.iter().zip(&runs).map(|(name, run)| layout(name, run, compare.seed)).collect();
-    let rows: Vec<_> = all.iter().flat_map(|run| export::comparison_rows(&compare.baseline, run)).collect();
-    let page = || page::of_comparison(&compare.baseline, &all, compare.seed);
-    files.commit(layouts, &rows, compare.exports.wants_page().then(page).transpose()?)?;
-    if compare.json {
-        let runs: Vec<_> = all
-            .iter()
-            .map(|run| {
-                serde_json::json!({"model": run.model, "tasks": run.paired, "capabilities": run.changes,
-                    "verdict": capability::verdict(&run.changes)})
-            })
-            .collect();
-        let json = serde_json::json!({
-            "tool": concat!("caliper evaluate ", env!("CARGO_PKG_VERSION")), "baseline": compare.baseline,
-            "seed": compare.seed, "draws": evaluate::statistics::DRAWS, "runs": runs,
-        });
-        print(&serde_json::to_string_pretty(&json)?)?;
-        return Ok(Exit::Done);
-    }
-    let mut text = String::new();
-    for run in &all {
-        writeln!(text, "{} against {}", run.model, compare.baseline)?;
-        text += &task_report::comparison(&run.paired);
-        if compare.show_flips {
-            show_flips(&mut text, &run.paired)?;
-        }
-        text += &capability::tables(&run.changes);
-    }
-    print(&text)?;
-    Ok(Exit::Done)
-}
-
-/// What records alone say, in lm-evaluation-harness's layout.
-fn layout(name: &str, run: &Run, seed: u64) -> Value {
-    let tasks = run.iter().filter(|(_, records)| !records.is_empty()).map(|(task, records)| TaskRecords {
-        task,
-        records,
-        shots: None,
-        available: None,
-        prompt_source: None,
-    });
-    export::lm_eval(name, seed, None, &tasks.collect::<Vec<_>>())
-}
-
-fn show_flips(text: &mut String, compared: &[Paired]) -> anyhow::Result<()> {
-    for paired in compared {
-        let Some(flips) = &paired.flips else { continue };
-        writeln!(
-            text,
-            "{}: {} lost and {} gained of {} items; a true difference of {:.4} would be found 4 times of 5",
-            paired.task, flips.lost, flips.gained, paired.items, flips.detectable
-        )?;
-        if flips.items.is_empty() {
-            continue;
-        }
-        let written = flips.items.iter().any(|flip| flip.responses.is_some());
-        let headings: &[&str] = if written {
-            &["", "baseline ends with", "model ends with"]
-        } else {
-            &["", "right", "baseline picks", "model picks", "margin before", "margin now"]
-        };
-        let mut table = console::Table::new(std::iter::once(&*paired.task).chain(headings.iter().copied()));
-        for flip in &flips.items {
-            let which = if flip.gained { "gained" } else { "lost" };
-            table.row([flip.id.clone(), which.to_owned()].into_iter().chain(picks(flip, written)));
-        }
-        writeln!(text, "{table}")?;
-    }
-    Ok(())
-}
-
-/// What either run did with an item that flipped.
-fn picks(flip: &Flip, written: bool) -> Vec<String> {
-    let or_none = |text: Option<String>| text.unwrap_or_else(|| "n/a".to_owned());
-    if written {
-        let last = |text: &String| text.trim().lines().last().unwrap_or_default().chars().take(40).collect::<String>();
-        let responses = flip.responses.as_ref().map(|responses| responses.each_ref().map(last));
-        return responses.map_or_else(|| vec![or_none(None); 2], |responses| responses.to_vec());
-    }
-    let choices = [flip.answer, flip.baseline, flip.model].map(|choice| or_none(choice.map(|c| c.to_string())));
-    let margins = [0, 1].map(|side: usize| or_none(flip.margins.map(|margins| format!("{:+.3}", margins[side]))));
-    choices.into_iter().chain(margins).collect()
 }
 
 #[cfg(test)]
