@@ -108,7 +108,7 @@ pub fn linear(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize, out: &m
 
 /// Adds `bias` to every row of `out`.
 pub(crate) fn add_bias(out: &mut [f32], bias: &[f32]) {
-    for row in out.chunks_exact_mut(bias.len()) {
+    for row in out.chunks_exact_mut(bias.len().max(1)) {
         row.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
     }
 }

@@ -30,6 +30,7 @@ pub mod norm;
 pub mod pack;
 pub mod rope;
 pub mod spec;
+pub mod stored;
 #[cfg(test)]
 mod testing;
 

@@ -6,7 +6,7 @@
 use crate::{
     Config, ModelError,
     config::{self, layout},
-    decoder::{Block, Head, RopeTables},
+    decoder::{Block, Head, Readable, RopeTables},
     demo,
     format::{
         TensorSource, awq::AwqFolder, compressed::CompressedFolder, gguf::GgufFile, gptq::GptqFolder,
@@ -15,7 +15,7 @@ use crate::{
     hub::{self, HubId},
     text,
 };
-use kernels::Compute;
+use kernels::{Compute, stored::StoredMatrix};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
@@ -213,6 +213,15 @@ impl Checkpoint {
 
     /// Block `index`, weights in float32.
     pub fn block(&self, index: usize) -> Result<Block, ModelError> {
+        self.read_block(index)
+    }
+
+    /// Block `index`, weights as they are stored.
+    pub fn stored_block(&self, index: usize) -> Result<Block<StoredMatrix>, ModelError> {
+        self.read_block(index)
+    }
+
+    fn read_block<W: Readable>(&self, index: usize) -> Result<Block<W>, ModelError> {
         Block::read(&self.config, self.tensors.as_ref(), Arc::clone(&self.ropes), index, self.compute)
     }
 
@@ -229,8 +238,17 @@ impl Checkpoint {
 
     /// The final norm and the head, in float32.
     pub fn head(&self) -> Result<Head, ModelError> {
+        self.read_head()
+    }
+
+    /// The final norm, and the head as it is stored.
+    pub fn stored_head(&self) -> Result<Head<StoredMatrix>, ModelError> {
+        self.read_head()
+    }
+
+    fn read_head<W: Readable>(&self) -> Result<Head<W>, ModelError> {
         let name = if self.config.tied_head { layout::EMBEDDING } else { layout::HEAD };
-        let (weight, norm) = (self.tensors.read(name)?, self.tensors.read(layout::FINAL_NORM)?);
+        let (weight, norm) = (W::read(self.tensors.as_ref(), name)?, self.tensors.read(layout::FINAL_NORM)?);
         Ok(Head { weight, norm, config: self.config.clone(), compute: self.compute })
     }
 

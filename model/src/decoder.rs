@@ -26,7 +26,12 @@ use crate::{
     format::TensorSource,
 };
 use kernels::{
-    Compute, activation, attention::Attention, divergence, log_probability, norm::rms_norm, rope::RopeTable,
+    Compute, activation,
+    attention::Attention,
+    divergence, log_probability,
+    norm::rms_norm,
+    rope::RopeTable,
+    stored::{StoredMatrix, Weight},
 };
 use std::{
     ops::Range,
@@ -53,7 +58,7 @@ impl Stage {
 
 /// A named linear layer, `y = x Wᵀ + b`.
 #[derive(Clone, Debug)]
-pub struct Linear {
+pub struct Linear<W = Vec<f32>> {
     /// Full module name, e.g. `model.layers.3.self_attn.q_proj`.
     pub name: String,
     /// Columns.
@@ -61,24 +66,45 @@ pub struct Linear {
     /// Rows.
     pub outputs: usize,
     /// `[outputs, inputs]`.
-    pub weight: Vec<f32>,
+    pub weight: W,
     /// `[outputs]`.
     pub bias: Option<Vec<f32>>,
 }
 
-impl Linear {
+impl<W: Readable> Linear<W> {
     fn read(tensors: &dyn TensorSource, layout: LinearLayout) -> Result<Self, ModelError> {
         let LinearLayout { name, inputs, outputs, bias } = layout;
-        let weight = read(tensors, &format!("{name}.weight"), outputs * inputs)?;
+        let weight = W::read(tensors, &format!("{name}.weight"))?;
         let bias = if bias { Some(read(tensors, &format!("{name}.bias"), outputs)?) } else { None };
         Ok(Self { name, inputs, outputs, weight, bias })
     }
+}
 
+impl<W: Weight> Linear<W> {
     /// `x Wᵀ + b` for `x` of `[tokens, inputs]`.
     fn apply(&self, compute: Compute, x: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; x.len() / self.inputs * self.outputs];
-        compute.linear(x, &self.weight, self.bias.as_deref(), self.inputs, &mut out);
+        self.weight.linear(compute, x, self.bias.as_deref(), self.inputs, &mut out);
         out
+    }
+}
+
+/// A weight that a checkpoint gives by its name. The name's shape was held against the configuration when the checkpoint
+/// was opened.
+pub trait Readable: Weight + Sized {
+    /// The matrix called `name`.
+    fn read(tensors: &dyn TensorSource, name: &str) -> Result<Self, ModelError>;
+}
+
+impl Readable for Vec<f32> {
+    fn read(tensors: &dyn TensorSource, name: &str) -> Result<Self, ModelError> {
+        tensors.read(name)
+    }
+}
+
+impl Readable for StoredMatrix {
+    fn read(tensors: &dyn TensorSource, name: &str) -> Result<Self, ModelError> {
+        tensors.stored(name)
     }
 }
 
@@ -155,11 +181,12 @@ impl Norm {
     }
 }
 
-/// A decoder layer in float32.
-pub struct Block {
+/// A decoder layer, its weights in float32 or ([`Checkpoint::stored_block`](crate::Checkpoint::stored_block)) as they are
+/// stored.
+pub struct Block<W = Vec<f32>> {
     /// Position in the model.
     pub index: usize,
-    linears: [Vec<Linear>; 4],
+    linears: [Vec<Linear<W>>; 4],
     before_attention: Norm,
     after_attention: Option<Norm>,
     before_feed_forward: Norm,
@@ -227,7 +254,7 @@ pub struct Activations {
     pub input: Vec<f32>,
 }
 
-impl Block {
+impl<W: Readable> Block<W> {
     pub(crate) fn read(
         config: &Config,
         tensors: &dyn TensorSource,
@@ -238,7 +265,7 @@ impl Block {
         let names = config.norm_names(index);
         let norm = |name: &str, width: usize| Norm::read(tensors, name, width, config);
         let optional = |name: Option<String>, width: usize| name.map(|name| norm(&name, width)).transpose();
-        let stage = |stage: Stage| -> Result<Vec<Linear>, ModelError> {
+        let stage = |stage: Stage| -> Result<Vec<Linear<W>>, ModelError> {
             config.linears(index, stage).into_iter().map(|layout| Linear::read(tensors, layout)).collect()
         };
         let kind = config.layers[index];
@@ -264,14 +291,16 @@ impl Block {
             compute,
         })
     }
+}
 
+impl<W: Weight> Block<W> {
     /// The linears of `stage`.
-    pub fn linears(&self, stage: Stage) -> &[Linear] {
+    pub fn linears(&self, stage: Stage) -> &[Linear<W>] {
         &self.linears[stage as usize]
     }
 
     /// The linears of `stage`, to replace their weights.
-    pub fn linears_mut(&mut self, stage: Stage) -> &mut [Linear] {
+    pub fn linears_mut(&mut self, stage: Stage) -> &mut [Linear<W>] {
         &mut self.linears[stage as usize]
     }
 
@@ -457,10 +486,10 @@ impl Block {
     }
 }
 
-/// The final norm and the language-model head.
-pub struct Head {
+/// The final norm and the language-model head, in float32 or as it is stored.
+pub struct Head<W = Vec<f32>> {
     /// `[vocabulary, hidden_size]`.
-    pub weight: Vec<f32>,
+    pub weight: W,
     /// `[hidden_size]`.
     pub norm: Vec<f32>,
     /// The model's description.
@@ -498,11 +527,13 @@ impl Head {
     fn side<'a>(&'a self, x: &'a [f32]) -> divergence::Side<'a> {
         divergence::Side { x, head: &self.weight, width: self.config.hidden_size, compute: self.compute }
     }
+}
 
+impl<W: Weight> Head<W> {
     /// The logits after each row of `hidden`, `[rows, vocabulary]`.
     pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
         let mut logits = vec![0.0; hidden.len() / self.config.hidden_size * self.config.vocabulary];
-        self.compute.linear(&self.normed(hidden), &self.weight, None, self.config.hidden_size, &mut logits);
+        self.weight.linear(self.compute, &self.normed(hidden), None, self.config.hidden_size, &mut logits);
         logits
     }
 

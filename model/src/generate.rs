@@ -1,6 +1,6 @@
 //! Generation: the likeliest token after another, or drawn ones, many sequences at once.
 //!
-//! The whole model is held in float32. Each thread of the current pool works on its own sequences, up to `batch` (at most 16) at a
+//! The whole model is held as it is stored, packed weights packed. Each thread of the current pool works on its own sequences, up to `batch` (at most 16) at a
 //! time, one token of each in a step; a sequence that ends makes room for the next. Products of a step's few rows treat
 //! each row by itself, so the tokens of a sequence depend on its prompt (and seed) alone. Of equal logits the smallest id wins.
 //!
@@ -11,6 +11,7 @@ use crate::{
     Block, Checkpoint, ModelError,
     decoder::{Branching, Head, KeyValues},
 };
+use kernels::stored::StoredMatrix;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -71,8 +72,8 @@ pub type Enough<'a> = dyn Fn(usize, &[u32]) -> bool + Sync + 'a;
 /// A model ready to generate.
 pub struct Generator<'a> {
     checkpoint: &'a Checkpoint,
-    blocks: Vec<Block>,
-    head: Head,
+    blocks: Vec<Block<StoredMatrix>>,
+    head: Head<StoredMatrix>,
 }
 
 /// A sequence being generated.
@@ -87,8 +88,8 @@ struct Sequence {
 impl<'a> Generator<'a> {
     /// Brings all weights in.
     pub fn new(checkpoint: &'a Checkpoint) -> Result<Self, ModelError> {
-        let blocks = (0..checkpoint.config.layers.len()).map(|index| checkpoint.block(index));
-        Ok(Self { checkpoint, blocks: blocks.collect::<Result<_, _>>()?, head: checkpoint.head()? })
+        let blocks = (0..checkpoint.config.layers.len()).map(|index| checkpoint.stored_block(index));
+        Ok(Self { checkpoint, blocks: blocks.collect::<Result<_, _>>()?, head: checkpoint.stored_head()? })
     }
 
     /// What the model adds to each prompt, in their order; long prompts are begun first. `finished` is called as each

@@ -92,7 +92,11 @@ fn what_is_written_is_read_back_bit_for_bit() {
                 "{} as {format}",
                 module.name
             );
-            assert_eq!(read.tensors.read(&format!("{}.weight", module.name)).unwrap(), written.dequantize());
+            let name = format!("{}.weight", module.name);
+            assert_eq!(read.tensors.read(&name).unwrap(), written.dequantize());
+            let weight = written.dequantize();
+            let rows = [2, 0].map(|row: usize| &weight[row * module.inputs..][..module.inputs]).concat();
+            assert_eq!(read.tensors.read_rows(&name, &[2, 0]).unwrap(), rows);
         }
         assert_eq!(read.config_json["torch_dtype"], "float16");
     }
@@ -115,6 +119,31 @@ fn the_same_integers_are_the_same_weights_in_every_format() {
                 assert!(bits == expected, "{} as {format}", module.name);
             }
         }
+    }
+}
+
+/// Few rows, as generation has them; then many, whose sums may be ordered otherwise.
+#[test]
+fn a_block_kept_as_it_is_stored_computes_what_the_inflated_one_does() {
+    let formats = ["gptq", "awq", "compressed-tensors", "dequantized:float16", "dequantized:bfloat16"];
+    for format in formats {
+        let bench = Bench::new();
+        let shared = spec(4, Some(32), false);
+        let checkpoint = bench.write(format, shared, &all_modules(shared)).unwrap();
+        let (stored, inflated) = (checkpoint.stored_block(1).unwrap(), checkpoint.block(1).unwrap());
+        for (tokens, tolerance) in [(1, 0.0), (16, 0.0), (40, 1e-4)] {
+            let hidden = checkpoint.embed(&(0..tokens).map(|token| token % 8).collect::<Vec<_>>()).unwrap();
+            let (got, expected) =
+                (stored.forward(hidden.clone(), &mut |_, _| {}), inflated.forward(hidden.clone(), &mut |_, _| {}));
+            assert_ne!(got, hidden);
+            let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+            let same = got.iter().zip(&expected).all(|(got, want)| (got - want).abs() <= tolerance * largest);
+            assert!(same, "{format}: {tokens} tokens");
+        }
+        let last = checkpoint.embed(&[3]).unwrap();
+        let logits = |logits: Vec<f32>| logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
+        let (stored, inflated) = (checkpoint.stored_head().unwrap(), checkpoint.head().unwrap());
+        assert_eq!(logits(stored.logits(&last)), logits(inflated.logits(&last)), "{format}");
     }
 }
 

@@ -57,6 +57,7 @@ fn every_block_type_is_dequantized_whole_and_by_rows() {
         let name = "lm_head.weight";
         assert_eq!(opened.file.shape(name).unwrap(), [rows, columns]);
         assert!(opened.file.read(name).unwrap() == expected, "{kind:?}");
+        assert!(opened.file.stored(name).unwrap().dequantize() == expected, "{kind:?} as it is stored");
         let picked = opened.file.read_rows(name, &[36, 0, 5, 5]).unwrap();
         let by_hand: Vec<f32> =
             [36, 0, 5, 5].iter().flat_map(|row| &expected[row * columns..][..columns]).copied().collect();
@@ -112,6 +113,7 @@ fn llama_queries_and_keys_come_back_in_halves() {
     assert_eq!(opened.file.read(&format!("{layer}.q_proj.weight")).unwrap(), query);
     assert_eq!(opened.file.read(&format!("{layer}.q_proj.bias")).unwrap(), bias);
     assert_eq!(opened.file.read(&format!("{layer}.k_proj.weight")).unwrap(), key);
+    assert_eq!(opened.file.stored(&format!("{layer}.k_proj.weight")).unwrap().dequantize(), key);
     assert_eq!(opened.file.read(&format!("{layer}.v_proj.weight")).unwrap(), value);
     assert_eq!(opened.file.read_rows(&format!("{layer}.k_proj.weight"), &[5]).unwrap(), key[5 * 32..6 * 32]);
     let error = draft("llama").floats("blk.0.attn_q.weight", &[12, 32], &[0.0; 12 * 32]).refusal();
@@ -134,6 +136,7 @@ fn other_families_keep_their_rows_and_gemma_loses_one() {
     assert_eq!(opened.file.read("model.layers.0.post_feedforward_layernorm.weight").unwrap(), [0.5, -0.25]);
     assert_eq!(opened.file.read("model.layers.0.self_attn.q_norm.weight").unwrap(), [2.0, 0.0]);
     assert_eq!(opened.file.read("model.norm.weight").unwrap(), [0.0, 1.0]);
+    assert_eq!(opened.file.stored("model.norm.weight").unwrap().dequantize(), [0.0, 1.0]);
     let names = [
         "model.embed_tokens.weight",
         "model.layers.0.post_feedforward_layernorm.weight",

@@ -37,14 +37,23 @@ impl BlockGrid {
         SubGrid { step: d * f32::from(self.steps[sub]), low: m * f32::from(self.lows[sub]) }
     }
 
-    /// The weights that `codes` stand for.
+    /// The weights that `codes` stand for, rounded as every loader rounds them.
+    #[allow(clippy::inline_always, reason = "compiled for its caller's instructions")]
+    #[inline(always)]
     pub fn values(&self, kind: BlockType, codes: &[u8], values: &mut [f32]) {
-        let levels = kind.levels();
         let subs = codes.chunks_exact(kind.sub_block()).zip(values.chunks_exact_mut(kind.sub_block()));
         for (sub, (codes, values)) in subs.enumerate() {
-            let grid = self.sub(sub);
-            for (value, code) in values.iter_mut().zip(codes) {
-                *value = grid.value(levels, *code);
+            let SubGrid { step, low } = self.sub(sub);
+            let values = values.iter_mut().zip(codes);
+            // One loop for each kind of level: without a choice inside it, it runs by whole registers.
+            match kind.levels() {
+                Levels::Even { below, .. } => {
+                    let below = f32::from(below);
+                    values.for_each(|(value, code)| *value = step * (f32::from(*code) - below) - low);
+                }
+                levels @ Levels::Uneven => {
+                    values.for_each(|(value, code)| *value = step * levels.level(*code) - low);
+                }
             }
         }
     }

@@ -33,6 +33,7 @@ mod small;
 
 pub use grid::BlockGrid;
 
+use crate::dispatch::vectorized;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +152,8 @@ impl BlockType {
     }
 
     /// The grid of `block`; its codes go into `codes`.
+    #[allow(clippy::inline_always, reason = "compiled for its caller's instructions")]
+    #[inline(always)]
     pub fn unpack(self, block: &[u8], codes: &mut [u8]) -> BlockGrid {
         assert_eq!((codes.len(), block.len()), (self.columns(), self.bytes()), "shapes of a {} block", self.name());
         match self {
@@ -223,12 +226,26 @@ impl BlockMatrix {
     }
 }
 
-/// The weights that the blocks of one row (or of a part of it) stand for.
-pub fn dequantize_row(kind: BlockType, bytes: &[u8], row: &mut [f32]) {
-    let mut codes = [0; LARGEST];
-    let codes = &mut codes[..kind.columns()];
-    for (block, weights) in bytes.chunks_exact(kind.bytes()).zip(row.chunks_exact_mut(kind.columns())) {
-        kind.unpack(block, codes).values(kind, codes, weights);
+vectorized! {
+    /// The weights that the blocks of consecutive rows (or of a part of one) stand for.
+    pub fn dequantize_row(kind: BlockType, bytes: &[u8], row: &mut [f32]) {
+        let mut codes = [0; LARGEST];
+        let codes = &mut codes[..kind.columns()];
+        for (block, weights) in bytes.chunks_exact(kind.bytes()).zip(row.chunks_exact_mut(kind.columns())) {
+            kind.unpack(block, codes).values(kind, codes, weights);
+        }
+    }
+}
+
+/// Codes whose bits lie in as many consecutive bytes, all at the same place of their byte.
+const RUN: usize = 32;
+
+/// Adds the bits `mask` of each byte, counted from bit `from` on, to each code as its bits from `to` on.
+#[allow(clippy::inline_always, reason = "compiled for its caller's instructions")]
+#[inline(always)]
+fn add_bits(codes: &mut [u8], bytes: &[u8], to: usize, from: usize, mask: u8) {
+    for (code, byte) in codes.iter_mut().zip(bytes) {
+        *code |= (byte >> from & mask) << to;
     }
 }
 

@@ -6,7 +6,7 @@
 //! f16 d, f16 m
 //! ```
 
-use super::BlockGrid;
+use super::{BlockGrid, RUN, add_bits};
 use half::f16;
 
 /// Byte and shift of the two low bits of weight `i`; Q3_K has the same.
@@ -27,10 +27,13 @@ pub(super) fn pack(grid: &BlockGrid, codes: &[u8], block: &mut [u8]) {
     block[82..84].copy_from_slice(&grid.m.to_le_bytes());
 }
 
+#[allow(clippy::inline_always, reason = "compiled for its caller's instructions")]
+#[inline(always)]
 pub(super) fn unpack(block: &[u8], codes: &mut [u8]) -> BlockGrid {
-    for (i, code) in codes.iter_mut().enumerate() {
-        let (byte, shift) = pair(i);
-        *code = block[16 + byte] >> shift & 3;
+    codes.fill(0);
+    for (run, codes) in codes.chunks_exact_mut(RUN).enumerate() {
+        let (byte, shift) = pair(run * RUN);
+        add_bits(codes, &block[16 + byte..], 0, shift, 3);
     }
     let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
     let mut grid = BlockGrid { d: half(80), m: half(82), ..BlockGrid::default() };

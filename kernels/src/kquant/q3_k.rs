@@ -8,7 +8,7 @@
 //! f16 d
 //! ```
 
-use super::{BlockGrid, q2_k::pair};
+use super::{BlockGrid, RUN, add_bits, q2_k::pair};
 use half::f16;
 
 /// Where the scales begin.
@@ -29,10 +29,14 @@ pub(super) fn pack(grid: &BlockGrid, codes: &[u8], block: &mut [u8]) {
     block[108..110].copy_from_slice(&grid.d.to_le_bytes());
 }
 
+#[allow(clippy::inline_always, reason = "compiled for its caller's instructions")]
+#[inline(always)]
 pub(super) fn unpack(block: &[u8], codes: &mut [u8]) -> BlockGrid {
-    for (i, code) in codes.iter_mut().enumerate() {
-        let (byte, shift) = pair(i);
-        *code = block[32 + byte] >> shift & 3 | (block[i % 32] >> (i / 32) & 1) << 2;
+    codes.fill(0);
+    for (run, codes) in codes.chunks_exact_mut(RUN).enumerate() {
+        let (byte, shift) = pair(run * RUN);
+        add_bits(codes, &block[32 + byte..], 0, shift, 3);
+        add_bits(codes, block, 2, run, 1);
     }
     let mut grid = BlockGrid { d: f16::from_le_bytes([block[108], block[109]]), ..BlockGrid::default() };
     for (sub, step) in grid.steps.iter_mut().enumerate() {

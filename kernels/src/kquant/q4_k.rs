@@ -9,7 +9,7 @@
 //! 128 bytes   nibbles: weight i in byte i / 64 * 32 + i % 32, the low one where i % 64 < 32
 //! ```
 
-use super::BlockGrid;
+use super::{BlockGrid, RUN, add_bits};
 use half::f16;
 
 /// Where the scales begin, and where what follows them does.
@@ -47,6 +47,8 @@ pub(super) fn pack(grid: &BlockGrid, codes: &[u8], block: &mut [u8], fifth: bool
     }
 }
 
+#[allow(clippy::inline_always, reason = "compiled for its caller's instructions")]
+#[inline(always)]
 pub(super) fn unpack(block: &[u8], codes: &mut [u8], fifth: bool) -> BlockGrid {
     let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
     let mut grid = BlockGrid { d: half(0), m: half(2), ..BlockGrid::default() };
@@ -59,12 +61,13 @@ pub(super) fn unpack(block: &[u8], codes: &mut [u8], fifth: bool) -> BlockGrid {
         };
         (grid.steps[sub], grid.lows[sub]) = (step.cast_signed(), low);
     }
+    codes.fill(0);
     let nibbles = if fifth { REST + 32 } else { REST };
-    for (i, code) in codes.iter_mut().enumerate() {
-        let (byte, shift) = nibble(i);
-        *code = block[nibbles + byte] >> shift & 15;
+    for (run, codes) in codes.chunks_exact_mut(RUN).enumerate() {
+        let (byte, shift) = nibble(run * RUN);
+        add_bits(codes, &block[nibbles + byte..], 0, shift, 15);
         if fifth {
-            *code |= (block[REST + i % 32] >> (i / 32) & 1) << 4;
+            add_bits(codes, &block[REST..], 4, run, 1);
         }
     }
     grid

@@ -7,7 +7,7 @@
 //! f16 d
 //! ```
 
-use super::{BlockGrid, q2_k::pair};
+use super::{BlockGrid, RUN, add_bits, q2_k::pair};
 use half::f16;
 
 /// Byte and shift of the low four bits of weight `i`.
@@ -29,11 +29,15 @@ pub(super) fn pack(grid: &BlockGrid, codes: &[u8], block: &mut [u8]) {
     block[208..210].copy_from_slice(&grid.d.to_le_bytes());
 }
 
+#[allow(clippy::inline_always, reason = "compiled for its caller's instructions")]
+#[inline(always)]
 pub(super) fn unpack(block: &[u8], codes: &mut [u8]) -> BlockGrid {
-    for (i, code) in codes.iter_mut().enumerate() {
-        let (byte, shift) = nibble(i);
-        let (high, high_shift) = pair(i);
-        *code = block[byte] >> shift & 15 | (block[128 + high] >> high_shift & 3) << 4;
+    codes.fill(0);
+    for (run, codes) in codes.chunks_exact_mut(RUN).enumerate() {
+        let (byte, shift) = nibble(run * RUN);
+        add_bits(codes, &block[byte..], 0, shift, 15);
+        let (byte, shift) = pair(run * RUN);
+        add_bits(codes, &block[128 + byte..], 4, shift, 3);
     }
     let mut grid = BlockGrid { d: f16::from_le_bytes([block[208], block[209]]), ..BlockGrid::default() };
     for (step, byte) in grid.steps.iter_mut().zip(&block[192..208]) {

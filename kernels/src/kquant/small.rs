@@ -41,6 +41,8 @@ pub(super) fn pack(kind: BlockType, grid: &BlockGrid, codes: &[u8], block: &mut 
     }
 }
 
+#[allow(clippy::inline_always, reason = "compiled for its caller's instructions")]
+#[inline(always)]
 pub(super) fn unpack(kind: BlockType, block: &[u8], codes: &mut [u8]) -> BlockGrid {
     let (minimum, fifth) = parts(kind);
     let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
@@ -52,13 +54,15 @@ pub(super) fn unpack(kind: BlockType, block: &[u8], codes: &mut [u8]) -> BlockGr
         return grid;
     }
     let nibbles = if minimum { 4 } else { 2 } + if fifth { 4 } else { 0 };
-    for (i, byte) in block[nibbles..].iter().enumerate() {
-        (codes[i], codes[i + 16]) = (byte & 15, byte >> 4);
+    let (low, high) = codes.split_at_mut(16);
+    for ((low, high), byte) in low.iter_mut().zip(high).zip(&block[nibbles..]) {
+        (*low, *high) = (byte & 15, byte >> 4);
     }
     if fifth {
         let bits = &block[nibbles - 4..nibbles];
-        for (i, code) in codes.iter_mut().enumerate() {
-            *code |= (bits[i / 8] >> (i % 8) & 1) << 4;
+        let bits = u32::from_le_bytes([bits[0], bits[1], bits[2], bits[3]]);
+        for (i, code) in (0..32).zip(codes) {
+            *code |= ((bits >> i & 1) << 4) as u8;
         }
     }
     grid

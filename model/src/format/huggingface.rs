@@ -14,6 +14,7 @@ use crate::{
     format::{StoredType, TensorSource},
 };
 use half::{bf16, f16, slice::HalfFloatSliceExt};
+use kernels::stored::StoredMatrix;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use std::{
@@ -145,6 +146,18 @@ impl TensorSource for SafetensorsFolder {
         to_f32(place.dtype, self.bytes(place)).ok_or_else(|| self.wrong_type(name, place))
     }
 
+    fn stored(&self, name: &str) -> Result<StoredMatrix, ModelError> {
+        let place = self.place(name)?;
+        let (bytes, inputs) = (self.bytes(place), place.shape.last().copied().unwrap_or_default().max(1));
+        Ok(match place.dtype {
+            Dtype::F16 => StoredMatrix::float16(to_f16(bytes), inputs),
+            Dtype::BF16 => {
+                StoredMatrix::bfloat16(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b)).collect(), inputs)
+            }
+            _ => StoredMatrix::float32(self.read(name)?, inputs),
+        })
+    }
+
     fn read_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, ModelError> {
         let place = self.place(name)?;
         let [height, width] = place.shape[..] else {
@@ -182,12 +195,13 @@ pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     match dtype {
         Dtype::F32 => Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
         Dtype::BF16 => Some(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect()),
-        Dtype::F16 => {
-            let halves: Vec<f16> = bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b)).collect();
-            Some(halves.to_f32_vec())
-        }
+        Dtype::F16 => Some(to_f16(bytes).to_f32_vec()),
         _ => None,
     }
+}
+
+fn to_f16(bytes: &[u8]) -> Vec<f16> {
+    bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b)).collect()
 }
 
 /// Maps the file at `path`.

@@ -20,7 +20,7 @@ pub use target::{Target, UnknownTarget};
 pub use write::{Contents, Rounding, Sizes, sizes, write};
 
 use crate::ModelError;
-use kernels::{QuantSpec, QuantizedMatrix};
+use kernels::{QuantSpec, QuantizedMatrix, stored::StoredMatrix};
 
 /// A quantized linear.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +62,12 @@ pub trait TensorSource: Send + Sync {
 
     /// The whole tensor in float32, dequantized if need be.
     fn read(&self, name: &str) -> Result<Vec<f32>, ModelError>;
+
+    /// The matrix `name` as it is stored; a format whose numbers are no [`StoredMatrix`] gives them in float32.
+    fn stored(&self, name: &str) -> Result<StoredMatrix, ModelError> {
+        let inputs = self.shape(name)?.last().copied().unwrap_or_default().max(1);
+        Ok(StoredMatrix::float32(self.read(name)?, inputs))
+    }
 
     /// Rows `rows` of a matrix in float32: embeddings are looked up without reading the whole table.
     fn read_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, ModelError>;

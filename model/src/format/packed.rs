@@ -2,7 +2,7 @@
 
 use super::{QuantizedModule, StoredType, TensorSource, huggingface::SafetensorsFolder, tensor_error};
 use crate::ModelError;
-use kernels::QuantizedMatrix;
+use kernels::{QuantizedMatrix, stored::StoredMatrix};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 
@@ -17,9 +17,9 @@ pub trait Packing: Send + Sync {
     /// The integers of `module`.
     fn matrix(&self, tensors: &SafetensorsFolder, module: &QuantizedModule) -> Result<QuantizedMatrix, ModelError>;
 
-    /// The weight in float32.
-    fn weight(&self, tensors: &SafetensorsFolder, module: &QuantizedModule) -> Result<Vec<f32>, ModelError> {
-        Ok(self.matrix(tensors, module)?.dequantize())
+    /// The weight as it is stored.
+    fn stored(&self, tensors: &SafetensorsFolder, module: &QuantizedModule) -> Result<StoredMatrix, ModelError> {
+        Ok(StoredMatrix::from(&self.matrix(tensors, module)?))
     }
 }
 
@@ -141,8 +141,15 @@ impl<P: Packing> TensorSource for PackedFolder<P> {
 
     fn read(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         match self.module_of(name) {
-            Some(module) => self.settings.weight(&self.tensors, module),
+            Some(module) => Ok(self.settings.stored(&self.tensors, module)?.dequantize()),
             None => self.tensors.read(name),
+        }
+    }
+
+    fn stored(&self, name: &str) -> Result<StoredMatrix, ModelError> {
+        match self.module_of(name) {
+            Some(module) => self.settings.stored(&self.tensors, module),
+            None => self.tensors.stored(name),
         }
     }
 
@@ -151,8 +158,12 @@ impl<P: Packing> TensorSource for PackedFolder<P> {
         if let Some(row) = rows.iter().find(|&&row| row as usize >= module.outputs) {
             return Err(tensor_error(name, format!("has no row {row}, only {}", module.outputs)));
         }
-        let weight = self.settings.weight(&self.tensors, module)?;
-        Ok(rows.iter().flat_map(|&row| &weight[row as usize * module.inputs..][..module.inputs]).copied().collect())
+        let weight = self.settings.stored(&self.tensors, module)?;
+        let mut values = vec![0.0; rows.len() * module.inputs];
+        for (&row, out) in rows.iter().zip(values.chunks_exact_mut(module.inputs)) {
+            weight.read(row as usize..row as usize + 1, out);
+        }
+        Ok(values)
     }
 
     fn quantized(&self, module: &str) -> Result<Option<QuantizedMatrix>, ModelError> {

@@ -2,7 +2,7 @@
 
 use super::{StoredType, TensorSource};
 use crate::ModelError;
-use kernels::QuantizedMatrix;
+use kernels::{QuantizedMatrix, stored::StoredMatrix};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Tensors of `source`, some of them replaced.
@@ -44,6 +44,12 @@ impl TensorSource for Replaced {
 
     fn read(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         self.values.get(name).map_or_else(|| self.source.read(name), |values| Ok(values.clone()))
+    }
+
+    fn stored(&self, name: &str) -> Result<StoredMatrix, ModelError> {
+        let Some(values) = self.values.get(name) else { return self.source.stored(name) };
+        let inputs = self.source.shape(name)?.last().copied().unwrap_or_default().max(1);
+        Ok(StoredMatrix::float32(values.clone(), inputs))
     }
 
     fn read_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, ModelError> {

@@ -15,7 +15,10 @@ use crate::{
     },
 };
 use half::f16;
-use kernels::{ActOrder, QuantizedMatrix, pack};
+use kernels::{
+    ActOrder, QuantizedMatrix, pack,
+    stored::{Grid, StoredMatrix},
+};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::Value;
@@ -148,18 +151,11 @@ impl Packing for Settings {
     }
 
     /// By the scales as they are stored, which need not be float16.
-    fn weight(&self, tensors: &SafetensorsFolder, module: &QuantizedModule) -> Result<Vec<f32>, ModelError> {
+    fn stored(&self, tensors: &SafetensorsFolder, module: &QuantizedModule) -> Result<StoredMatrix, ModelError> {
         let Unpacked { codes, scales, zeros, group_index } = Unpacked::read(tensors, module)?;
-        let groups = module.spec.groups(module.inputs);
-        let rows = codes.par_chunks_exact(module.inputs).enumerate();
-        let weight = rows.flat_map_iter(|(row, codes)| {
-            let (scales, zeros) = (&scales[row * groups..][..groups], &zeros[row * groups..][..groups]);
-            codes.iter().zip(&group_index).map(move |(&code, &group)| {
-                let group = group as usize;
-                scales[group] * (f32::from(code) - f32::from(zeros[group]))
-            })
-        });
-        Ok(weight.collect())
+        let (inputs, bits) = (module.inputs, module.spec.bits);
+        let (codes, scales, zeros, group_index) = (&codes, &scales, &zeros, &group_index);
+        Ok(StoredMatrix::integers(&Grid { inputs, bits, codes, scales, zeros, group_index }))
     }
 }
 

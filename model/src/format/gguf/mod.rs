@@ -32,6 +32,7 @@ use crate::{
     inspect::StoredTensor,
 };
 use container::{Container, TensorInfo};
+use kernels::stored::StoredMatrix;
 use memmap2::Mmap;
 use metadata::Metadata;
 use names::Change;
@@ -94,15 +95,19 @@ impl Tensor {
         (elements / columns, columns)
     }
 
-    /// Row `row` in Hugging Face's convention.
-    fn read_row(&self, file: &[u8], row: usize, out: &mut [f32]) {
+    /// The bytes of row `row`, which has so many columns, in Hugging Face's order of rows.
+    fn row_bytes<'a>(&self, file: &'a [u8], row: usize, columns: usize) -> &'a [u8] {
         let stored = match self.change {
             Change::Unpermute { head_width } => names::permuted_row(row, head_width),
             _ => row,
         };
-        let length = self.info.kind.bytes(out.len()).unwrap_or(0);
-        let start = self.info.bytes.start + stored * length;
-        self.info.kind.decode(&file[start..start + length], out);
+        let length = self.info.kind.bytes(columns).unwrap_or(0);
+        &file[self.info.bytes.start + stored * length..][..length]
+    }
+
+    /// Row `row` in Hugging Face's convention.
+    fn read_row(&self, file: &[u8], row: usize, out: &mut [f32]) {
+        self.info.kind.decode(self.row_bytes(file, row, out.len()), out);
         if self.change == Change::MinusOne {
             for x in out {
                 *x -= 1.0;
@@ -243,6 +248,18 @@ impl TensorSource for GgufFile {
             .with_min_len(16)
             .for_each(|(row, out)| tensor.read_row(&self.file, row, out));
         Ok(numbers)
+    }
+
+    fn stored(&self, name: &str) -> Result<StoredMatrix, ModelError> {
+        let tensor = self.tensor(name)?;
+        let (outputs, inputs) = tensor.rows_and_columns();
+        match (tensor.info.kind, tensor.change) {
+            (_, Change::MinusOne) => Ok(StoredMatrix::float32(self.read(name)?, inputs)),
+            (kind, _) => {
+                let rows = (0..outputs).flat_map(|row| tensor.row_bytes(&self.file, row, inputs));
+                Ok(kind.stored(rows.copied().collect(), [outputs, inputs]))
+            }
+        }
     }
 
     fn read_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, ModelError> {

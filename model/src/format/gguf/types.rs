@@ -1,7 +1,10 @@
 //! The tensor types of a file: floats and block formats.
 
 use half::{bf16, f16};
-use kernels::kquant::{self, BlockType};
+use kernels::{
+    kquant::{self, BlockMatrix, BlockType},
+    stored::StoredMatrix,
+};
 use serde::{Deserialize, Serialize};
 
 /// How the numbers of a tensor lie in a file.
@@ -92,6 +95,25 @@ impl TensorType {
     /// Bytes of `count` values in whole blocks; `None` if that overflows.
     pub(super) fn bytes(self, count: usize) -> Option<usize> {
         (count / self.columns()).checked_mul(self.block_bytes())
+    }
+
+    /// The matrix `[outputs, inputs]` that `bytes` hold.
+    pub(super) fn stored(self, bytes: Vec<u8>, [outputs, inputs]: [usize; 2]) -> StoredMatrix {
+        match self {
+            Self::Float(FloatType::F32) => {
+                let numbers = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+                StoredMatrix::float32(numbers.collect(), inputs)
+            }
+            Self::Float(FloatType::F16) => {
+                let numbers = bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes));
+                StoredMatrix::float16(numbers.collect(), inputs)
+            }
+            Self::Float(FloatType::BF16) => {
+                let numbers = bytes.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes));
+                StoredMatrix::bfloat16(numbers.collect(), inputs)
+            }
+            Self::Block(kind) => StoredMatrix::blocks(BlockMatrix { outputs, inputs, kind, bytes }),
+        }
     }
 
     /// The numbers that `bytes` hold.
