@@ -11,6 +11,7 @@ use kernels::{
     attention::Attention,
     block_solve::{ColumnPlan, compensate, round_to_nearest},
     cholesky::{Precision, inverse_upper_factor},
+    compute::Prepared,
     gram,
     kquant::{BlockMatrix, BlockType, Weighting},
     log_probability::negative_log_likelihood,
@@ -95,7 +96,7 @@ fn linear(rows: usize) {
 fn few_rows_stored() {
     let (x, mut out) = (numbers(4 * INPUTS), vec![0.0; 4 * OUTPUTS]);
     let stored = StoredMatrix::from(&round_to_nearest(&numbers(OUTPUTS * INPUTS), INPUTS, &spec(ScaleSearch::MinMax)));
-    measured(|| stored.linear(Compute::F32, &x, None, INPUTS, black_box(&mut out)));
+    measured(|| stored.linear(Compute::F32, &Prepared::default(), &x, None, INPUTS, black_box(&mut out)));
 }
 
 fn attention() {

@@ -11,6 +11,7 @@
 
 use crate::{bfloat16, gemm};
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 
 /// How operands enter a dense product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,24 +43,60 @@ impl Compute {
     /// `out` `[rows, outputs]`. Row `r` of `out` depends on row `r` of `x` alone, and on whether there are more than
     /// [`gemm::FEW_ROWS`].
     pub fn linear(self, x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize, out: &mut [f32]) {
+        self.linear_again(&Prepared::default(), x, w, bias, inputs, out);
+    }
+
+    /// [`Self::linear`] by a weight that is multiplied often: `prepared` begins as the default and has to do with this weight
+    /// and this arithmetic only.
+    pub fn linear_again(
+        self,
+        prepared: &Prepared,
+        x: &[f32],
+        w: &[f32],
+        bias: Option<&[f32]>,
+        inputs: usize,
+        out: &mut [f32],
+    ) {
         if x.len() <= gemm::FEW_ROWS * inputs {
             return gemm::linear_few_rows(x, w, bias, inputs, out);
         }
-        self.prepare(w, inputs).multiply(x, out);
+        self.multiply(prepared, x, w, inputs, out);
         if let Some(bias) = bias {
             gemm::add_bias(out, bias);
         }
     }
 
-    /// The weight `w`, `[outputs, inputs]`, for many products.
-    pub(crate) fn prepare(self, w: &[f32], inputs: usize) -> Prepared<'_> {
-        match (self, bfloat16::unit()) {
-            (Self::F32, _) | (Self::Bf16x3, None) => Prepared::Float32 { w, inputs },
-            (Self::Bf16, None) => Prepared::Rounded { w: bfloat16::rounded(w), inputs },
-            (Self::Bf16x3, Some(unit)) => Prepared::Packed(bfloat16::Packed::new(w, inputs, true, unit)),
-            (Self::Bf16, Some(unit)) => Prepared::Packed(bfloat16::Packed::new(w, inputs, false, unit)),
+    /// `out = x wᵀ` for any number of rows, by the instructions for many; otherwise as [`Self::linear_again`].
+    pub(crate) fn multiply(self, prepared: &Prepared, x: &[f32], w: &[f32], inputs: usize, out: &mut [f32]) {
+        match prepared.0.get_or_init(|| self.prepare(w, inputs)) {
+            Operand::Float32 => gemm::linear(x, w, None, inputs, out),
+            Operand::Rounded(w) => gemm::linear(&bfloat16::rounded(x), w, None, inputs, out),
+            Operand::Packed(packed) => packed.multiply(x, out),
         }
     }
+
+    fn prepare(self, w: &[f32], inputs: usize) -> Operand {
+        match (self, bfloat16::unit()) {
+            (Self::F32, _) | (Self::Bf16x3, None) => Operand::Float32,
+            (Self::Bf16, None) => Operand::Rounded(bfloat16::rounded(w)),
+            (Self::Bf16x3, Some(unit)) => Operand::Packed(bfloat16::Packed::new(w, inputs, true, unit)),
+            (Self::Bf16, Some(unit)) => Operand::Packed(bfloat16::Packed::new(w, inputs, false, unit)),
+        }
+    }
+}
+
+/// A weight as products of many rows want it, made when the first comes: as large as the weight in float32 at most.
+#[derive(Debug, Default)]
+pub struct Prepared(OnceLock<Operand>);
+
+#[derive(Debug)]
+enum Operand {
+    /// The weight as it is.
+    Float32,
+    /// Rounded to bfloat16.
+    Rounded(Vec<f32>),
+    /// In tiles.
+    Packed(bfloat16::Packed),
 }
 
 impl std::fmt::Display for Compute {
@@ -69,26 +106,5 @@ impl std::fmt::Display for Compute {
             Self::Bf16x3 => "bf16x3",
             Self::Bf16 => "bf16",
         })
-    }
-}
-
-/// A weight as the product wants it.
-pub(crate) enum Prepared<'a> {
-    /// As it is.
-    Float32 { w: &'a [f32], inputs: usize },
-    /// Rounded to bfloat16.
-    Rounded { w: Vec<f32>, inputs: usize },
-    /// In tiles.
-    Packed(bfloat16::Packed),
-}
-
-impl Prepared<'_> {
-    /// `out = x wᵀ` for `x` `[rows, inputs]`, any number of rows.
-    pub(crate) fn multiply(&self, x: &[f32], out: &mut [f32]) {
-        match self {
-            Self::Float32 { w, inputs } => gemm::linear(x, w, None, *inputs, out),
-            Self::Rounded { w, inputs } => gemm::linear(&bfloat16::rounded(x), w, None, *inputs, out),
-            Self::Packed(packed) => packed.multiply(x, out),
-        }
     }
 }

@@ -57,11 +57,12 @@ pub fn divergence(baseline: Side<'_>, model: Side<'_>, targets: &[u32]) -> Vec<D
     let mut logits = [vec![0.0; tile], vec![0.0; tile]];
     for first in (0..vocabulary).step_by(COLUMNS) {
         let columns = COLUMNS.min(vocabulary - first);
-        let heads = [baseline, model].map(|side| side.prepare(first..first + columns));
+        let prepared = [Prepared::default(), Prepared::default()];
         for (index, rows) in rows.chunks_mut(ROWS).enumerate() {
-            for ((side, head), logits) in [baseline, model].into_iter().zip(&heads).zip(&mut logits) {
+            for ((side, prepared), logits) in [baseline, model].into_iter().zip(&prepared).zip(&mut logits) {
                 let x = &side.x[index * ROWS * side.width..][..rows.len() * side.width];
-                head.multiply(x, &mut logits[..rows.len() * columns]);
+                let head = &side.head[first * side.width..][..columns * side.width];
+                side.compute.multiply(prepared, x, head, side.width, &mut logits[..rows.len() * columns]);
             }
             let [a, b] = &logits;
             for ((row, a), b) in rows.iter_mut().zip(a.chunks_exact(columns)).zip(b.chunks_exact(columns)) {
@@ -70,13 +71,6 @@ pub fn divergence(baseline: Side<'_>, model: Side<'_>, targets: &[u32]) -> Vec<D
         }
     }
     rows.iter().map(Row::finish).collect()
-}
-
-impl<'a> Side<'a> {
-    /// The rows of the head for `columns` of the vocabulary.
-    fn prepare(&self, columns: std::ops::Range<usize>) -> Prepared<'a> {
-        self.compute.prepare(&self.head[columns.start * self.width..columns.end * self.width], self.width)
-    }
 }
 
 /// One side's softmax as far as the vocabulary has been walked.

@@ -8,8 +8,8 @@
 //! and `sum exp(logit - largest)`; a larger one rescales the sum. Tiles are summed in float32, the running sum and the
 //! logarithm are float64.
 
-use crate::Compute;
 use crate::exponential::{exp_and_sum, largest};
+use crate::{Compute, compute::Prepared};
 
 /// Entries of the vocabulary in a tile.
 const COLUMNS: usize = 1024;
@@ -52,9 +52,9 @@ fn walk(compute: Compute, x: &[f32], head: &[f32], inputs: usize, targets: &[&[u
     let mut rows: Vec<Row> = targets.iter().map(|targets| Row::new(targets)).collect();
     let mut logits = vec![0.0; ROWS.min(targets.len()) * COLUMNS.min(vocabulary)];
     for (tile, head) in head.chunks(COLUMNS * inputs).enumerate() {
-        let (columns, head) = (head.len() / inputs, compute.prepare(head, inputs));
+        let (columns, prepared) = (head.len() / inputs, Prepared::default());
         for (x, rows) in x.chunks(ROWS * inputs).zip(rows.chunks_mut(ROWS)) {
-            head.multiply(x, &mut logits[..rows.len() * columns]);
+            compute.multiply(&prepared, x, head, inputs, &mut logits[..rows.len() * columns]);
             for (row, logits) in rows.iter_mut().zip(logits.chunks_exact_mut(columns)) {
                 row.add(logits, tile * COLUMNS);
             }

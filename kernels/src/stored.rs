@@ -7,6 +7,7 @@
 
 use crate::{
     Compute, QuantizedMatrix,
+    compute::Prepared,
     dispatch::vectorized,
     gemm::{FEW_ROWS, add_bias},
     kquant::{self, BlockMatrix},
@@ -18,13 +19,30 @@ use std::ops::Range;
 /// What a linear layer can multiply with: a weight `[outputs, inputs]`.
 pub trait Weight: Send + Sync {
     /// `out[r][o] = sum_i x[r][i] w[o][i] + bias[o]` on the calling thread; `x` is `[rows, inputs]`, `out` `[rows, outputs]`.
-    fn linear(&self, compute: Compute, x: &[f32], bias: Option<&[f32]>, inputs: usize, out: &mut [f32]);
+    /// `prepared` begins as the default and has to do with this weight and this arithmetic only.
+    fn linear(
+        &self,
+        compute: Compute,
+        prepared: &Prepared,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        inputs: usize,
+        out: &mut [f32],
+    );
 }
 
 /// Row after row.
 impl Weight for Vec<f32> {
-    fn linear(&self, compute: Compute, x: &[f32], bias: Option<&[f32]>, inputs: usize, out: &mut [f32]) {
-        compute.linear(x, self, bias, inputs, out);
+    fn linear(
+        &self,
+        compute: Compute,
+        prepared: &Prepared,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        inputs: usize,
+        out: &mut [f32],
+    ) {
+        compute.linear_again(prepared, x, self, bias, inputs, out);
     }
 }
 
@@ -117,7 +135,8 @@ const SMALL_BAND: usize = 1 << 16;
 const LARGE_BAND_ROWS: usize = 512;
 
 impl Weight for StoredMatrix {
-    fn linear(&self, compute: Compute, x: &[f32], bias: Option<&[f32]>, inputs: usize, out: &mut [f32]) {
+    /// A band at a time is read and multiplied; nothing is kept.
+    fn linear(&self, compute: Compute, _: &Prepared, x: &[f32], bias: Option<&[f32]>, inputs: usize, out: &mut [f32]) {
         let (rows, outputs) = (x.len() / inputs, self.outputs);
         assert_eq!(
             (inputs, x.len(), out.len()),
@@ -386,8 +405,8 @@ mod tests {
                 for rows in [0, 1, 2, 5, FEW_ROWS] {
                     let x = random(rows * inputs, 6);
                     let (mut expected, mut got) = (vec![0.0; rows * outputs], vec![f32::NAN; rows * outputs]);
-                    weight.linear(Compute::F32, &x, Some(&bias), inputs, &mut expected);
-                    stored.linear(Compute::F32, &x, Some(&bias), inputs, &mut got);
+                    weight.linear(Compute::F32, &Prepared::default(), &x, Some(&bias), inputs, &mut expected);
+                    stored.linear(Compute::F32, &Prepared::default(), &x, Some(&bias), inputs, &mut got);
                     assert_eq!(got, expected, "{rows} {outputs} {inputs}");
                 }
             }
@@ -402,8 +421,8 @@ mod tests {
             for (stored, weight) in stored(outputs, inputs) {
                 for compute in [Compute::F32, Compute::Bf16x3, Compute::Bf16] {
                     let (mut expected, mut got) = (vec![0.0; rows * outputs], vec![f32::NAN; rows * outputs]);
-                    weight.linear(compute, &x, Some(&bias), inputs, &mut expected);
-                    stored.linear(compute, &x, Some(&bias), inputs, &mut got);
+                    weight.linear(compute, &Prepared::default(), &x, Some(&bias), inputs, &mut expected);
+                    stored.linear(compute, &Prepared::default(), &x, Some(&bias), inputs, &mut got);
                     for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
                         let (x, w) =
                             (&x[at / outputs * inputs..][..inputs], &weight[at % outputs * inputs..][..inputs]);

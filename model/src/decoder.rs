@@ -28,6 +28,7 @@ use crate::{
 use kernels::{
     Compute, activation,
     attention::Attention,
+    compute::Prepared,
     divergence, log_probability,
     norm::rms_norm,
     rope::RopeTable,
@@ -82,9 +83,9 @@ impl<W: Readable> Linear<W> {
 
 impl<W: Weight> Linear<W> {
     /// `x Wᵀ + b` for `x` of `[tokens, inputs]`.
-    fn apply(&self, compute: Compute, x: &[f32]) -> Vec<f32> {
+    fn apply(&self, compute: Compute, prepared: &Prepared, x: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; x.len() / self.inputs * self.outputs];
-        self.weight.linear(compute, x, self.bias.as_deref(), self.inputs, &mut out);
+        self.weight.linear(compute, prepared, x, self.bias.as_deref(), self.inputs, &mut out);
         out
     }
 }
@@ -187,6 +188,8 @@ pub struct Block<W = Vec<f32>> {
     /// Position in the model.
     pub index: usize,
     linears: [Vec<Linear<W>>; 4],
+    /// Of each linear: a stage has three at most. Made anew once the weights may have changed.
+    prepared: [[Prepared; 3]; 4],
     before_attention: Norm,
     after_attention: Option<Norm>,
     before_feed_forward: Norm,
@@ -272,6 +275,7 @@ impl<W: Readable> Block<W> {
         Ok(Self {
             index,
             linears: [stage(Stage::Qkv)?, stage(Stage::Output)?, stage(Stage::GateUp)?, stage(Stage::Down)?],
+            prepared: Default::default(),
             before_attention: norm(&names.before_attention, config.hidden_size)?,
             after_attention: optional(names.after_attention, config.hidden_size)?,
             before_feed_forward: norm(&names.before_feed_forward, config.hidden_size)?,
@@ -301,6 +305,7 @@ impl<W: Weight> Block<W> {
 
     /// The linears of `stage`, to replace their weights.
     pub fn linears_mut(&mut self, stage: Stage) -> &mut [Linear<W>] {
+        self.prepared[stage as usize] = Default::default();
         &mut self.linears[stage as usize]
     }
 
@@ -462,9 +467,9 @@ impl<W: Weight> Block<W> {
     fn outputs<const N: usize>(&self, stage: Stage, x: &[f32], parts: [usize; N], unit: usize) -> [Vec<f32>; N] {
         let linears = self.linears(stage);
         if linears.len() == N {
-            return std::array::from_fn(|part| linears[part].apply(self.compute, x));
+            return std::array::from_fn(|part| self.apply(stage, part, x));
         }
-        let fused = linears[0].apply(self.compute, x);
+        let fused = self.apply(stage, 0, x);
         let mut begin = 0;
         parts.map(|part| {
             let columns = begin..begin + part * unit;
@@ -473,9 +478,14 @@ impl<W: Weight> Block<W> {
         })
     }
 
+    /// What linear `part` of `stage` makes of `x`.
+    fn apply(&self, stage: Stage, part: usize, x: &[f32]) -> Vec<f32> {
+        self.linears(stage)[part].apply(self.compute, &self.prepared[stage as usize][part], x)
+    }
+
     /// `hidden += norm(linear(input))`, the norm only where the family has one.
     fn add_to_hidden(&self, stage: Stage, norm: Option<&Norm>, activations: &mut Activations) {
-        let mut out = self.linears(stage)[0].apply(self.compute, &activations.input);
+        let mut out = self.apply(stage, 0, &activations.input);
         if let Some(norm) = norm {
             norm.apply(&out, &mut activations.input);
             std::mem::swap(&mut out, &mut activations.input);
@@ -533,7 +543,8 @@ impl<W: Weight> Head<W> {
     /// The logits after each row of `hidden`, `[rows, vocabulary]`.
     pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
         let mut logits = vec![0.0; hidden.len() / self.config.hidden_size * self.config.vocabulary];
-        self.weight.linear(self.compute, &self.normed(hidden), None, self.config.hidden_size, &mut logits);
+        let normed = self.normed(hidden);
+        self.weight.linear(self.compute, &Prepared::default(), &normed, None, self.config.hidden_size, &mut logits);
         logits
     }
 

@@ -21,7 +21,8 @@ mod support;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models as candle;
-use model::Checkpoint;
+use kernels::Compute;
+use model::{Checkpoint, Stage};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use support::{
@@ -283,6 +284,29 @@ fn gemma_3_with_listed_layer_types_and_a_scale_of_its_own() {
             ..reference(&model)
         };
         assert_close(&our_logits(&model, &tokens()), &reference.logits(&tokens()));
+    }
+}
+
+/// What was prepared of a weight for products goes when the weight may change.
+#[test]
+fn a_replaced_weight_is_the_one_that_is_multiplied() {
+    let [given, other] = [5, 6].map(|seed| SmallModel::new(config("LlamaForCausalLM", "llama", &json!({})), seed));
+    for compute in [Compute::F32, Compute::Bf16x3, Compute::Bf16] {
+        let open = |model: &SmallModel| Checkpoint::open(model.path().to_str().unwrap()).unwrap().computed(compute);
+        let (given, other) = (open(&given), open(&other));
+        let hidden = given.embed(&tokens()).unwrap();
+        let (mut block, others) = (given.block(1).unwrap(), other.block(1).unwrap());
+        let before = block.forward(hidden.clone(), &mut |_, _| {});
+        for stage in Stage::ALL {
+            block.linears_mut(stage).clone_from_slice(others.linears(stage));
+        }
+        let after = block.forward(hidden.clone(), &mut |_, _| {});
+        assert_ne!(before, after);
+        let mut fresh = given.block(1).unwrap();
+        for stage in Stage::ALL {
+            fresh.linears_mut(stage).clone_from_slice(others.linears(stage));
+        }
+        assert_eq!(after, fresh.forward(hidden, &mut |_, _| {}), "{compute}");
     }
 }
 

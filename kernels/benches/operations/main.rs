@@ -17,6 +17,7 @@ use kernels::{
     attention::Attention,
     block_solve::{ColumnPlan, compensate, round_to_nearest},
     cholesky::{Precision, inverse_upper_factor},
+    compute::Prepared,
     gemm, gram,
     kquant::{BlockMatrix, BlockType, Weighting},
     log_probability::negative_log_likelihood,
@@ -128,8 +129,9 @@ fn dense(criterion: &mut Criterion<Rate>) {
     for [rows, inputs, outputs] in SHAPES {
         let (x, w, mut out) = (numbers(rows * inputs), numbers(outputs * inputs), vec![0.0; rows * outputs]);
         for compute in [Compute::F32, Compute::Bf16x3, Compute::Bf16] {
+            let prepared = Prepared::default();
             rated(&mut group, &format!("{compute} {rows}x{inputs}x{outputs}"), 2 * rows * inputs * outputs, || {
-                compute.linear(&x, &w, None, inputs, black_box(&mut out));
+                compute.linear_again(&prepared, &x, &w, None, inputs, black_box(&mut out));
             });
         }
     }
@@ -169,7 +171,7 @@ fn stored(criterion: &mut Criterion<Rate>) {
         });
         for (name, stored) in &stored {
             rated(&mut group, &format!("{rows}x{inputs}x{outputs} {name}"), operations, || {
-                stored.linear(Compute::F32, &x, None, inputs, black_box(&mut out));
+                stored.linear(Compute::F32, &Prepared::default(), &x, None, inputs, black_box(&mut out));
             });
         }
     }

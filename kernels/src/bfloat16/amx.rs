@@ -1,19 +1,31 @@
 //! AMX: products of tiles, 16 rows by 32 inputs with 32 inputs by 16 outputs.
 //!
-//! Four tiles of sums cover 32 rows by 32 outputs; two tiles of either operand are loaded for four products. The
-//! instructions are written out, since the compiler has none for them yet. The system has to be asked for the tile
-//! registers once a process, and each thread sets their shapes up.
+//! Four tiles of sums cover a block of 32 rows by 32 outputs; two tiles of either operand are loaded for four products.
+//! Rows come in chunks and outputs in groups of panels, so that their sums, in tiles too, stay in the second-level cache
+//! while the inputs are walked; they are copied to where they belong once.
 //!
-//! The walk is tested with `emulated` instructions; the processor's own run in the same tests where it has them.
+//! The instructions are written out, since the compiler has none for them yet. The system has to be asked for the tile
+//! registers once a process, and each thread sets their shapes up. The walk is tested with `emulated` instructions; the
+//! processor's own run in the same tests where it has them.
 #![allow(unsafe_code)]
 
-use super::{Line, PANEL, Packed, Rows};
-use std::{arch::asm, sync::OnceLock};
+use super::{CHUNK, Line, PANEL, Packed, Rows, avx512, piece};
+use std::{arch::asm, cell::RefCell, ops::Range, sync::OnceLock};
 
 /// Rows of a block: two tiles.
 pub(super) const ROWS: usize = 32;
-/// Lines of a run: a panel of the weight takes 32 KiB.
-const RUN: usize = 16;
+/// Panels of the weight whose sums are held at a time: with [`CHUNK`] rows 384 KiB.
+const GROUP: usize = 8;
+
+/// The sums of a block, in four tiles: above left and right, below left and right.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub(super) struct Sums([[[f32; 16]; 16]; 4]);
+
+thread_local! {
+    /// Of a chunk of rows with a group of panels.
+    static SUMS: RefCell<Vec<Sums>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Tile shapes as `ldtilecfg` reads them: 8 tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
@@ -25,29 +37,17 @@ struct Shapes {
     rows: [u8; 16],
 }
 
-/// One product of a block: `count` lines along the inputs.
+/// A block of 32 rows and outputs, and a run of `count` lines: 32 lines of either operand at a time.
 #[repr(C)]
-pub(super) struct Term {
-    /// First tile of rows; null ends a list of terms.
-    x: *const Line,
-    /// Second tile of rows.
-    x_below: *const Line,
-    /// The panel of the weight.
-    w: *const Line,
-    count: usize,
-}
-
-/// A block of 32 rows and outputs.
 pub(super) struct Block {
-    /// Where its sums are and go.
-    out: *mut f32,
-    /// Bytes from row to row there.
-    out_stride: usize,
-    /// Bytes from row to row of `x`.
-    x_stride: usize,
-    /// Whether sums are there already.
+    /// Where its sums go, and are already if `add`.
+    sums: *mut Sums,
     add: bool,
-    terms: [Term; 4],
+    count: usize,
+    /// The rows and the weight.
+    high: [*const Line; 2],
+    /// What rounding left of them, or nulls.
+    low: [*const Line; 2],
 }
 
 /// Whether the processor has tiles for bfloat16, the system saves them, and this process may use them.
@@ -93,12 +93,12 @@ fn permitted() -> bool {
     false
 }
 
-/// `out = x wᵀ` for `rows` rows.
-pub(super) fn multiply(packed: &Packed, x: &Rows, rows: usize, out: &mut [f32]) {
+/// `out = x wᵀ`.
+pub(super) fn multiply(packed: &Packed, x: &Rows, out: &mut [f32]) {
     let shapes = Shapes { palette: 1, start: 0, reserved: [0; 14], row_bytes: for_eight(64), rows: for_eight(16) };
     // SAFETY: the unit is chosen only if granted; the shapes are those that `block` uses.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
-    multiply_with(block, packed, x, rows, out);
+    multiply_with(block, packed, x, out);
     // SAFETY: as above; no tile is needed any more.
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
 }
@@ -108,66 +108,66 @@ fn for_eight<T: Copy + Default>(value: T) -> [T; 16] {
     std::array::from_fn(|tile| if tile < 8 { value } else { T::default() })
 }
 
-/// [`multiply`] by `block`: panel by panel of the weight, block by block of the rows, run by run along the inputs.
-pub(super) fn multiply_with(block: unsafe fn(&Block), packed: &Packed, x: &Rows, rows: usize, out: &mut [f32]) {
-    let (terms, lines, outputs) = (packed.terms(x), packed.lines(), packed.outputs);
-    let mut edge = [0.0; ROWS * PANEL];
-    for run in (0..lines).step_by(RUN) {
-        let count = RUN.min(lines - run);
-        for panel in 0..outputs.div_ceil(PANEL) {
-            for first in (0..rows).step_by(ROWS) {
-                let (height, width) = (ROWS.min(rows - first), PANEL.min(outputs - panel * PANEL));
-                let corner = first * outputs + panel * PANEL;
-                let term = |(x, w): &(&[Line], &[Line])| {
-                    let x = &x[first * lines + run..][..(ROWS - 1) * lines + count];
-                    let w = &w[(panel * lines + run) * PANEL..][..count * PANEL];
-                    Term { x: x.as_ptr(), x_below: x[ROWS / 2 * lines..].as_ptr(), w: w.as_ptr(), count }
-                };
-                let end = || Term { x: std::ptr::null(), x_below: std::ptr::null(), w: std::ptr::null(), count: 0 };
-                let terms = std::array::from_fn(|at| terms.get(at).map_or_else(end, term));
-                let whole = height == ROWS && width == PANEL;
-                let (to, stride) = if whole {
-                    (out[corner..][..(ROWS - 1) * outputs + PANEL].as_mut_ptr(), outputs)
-                } else {
-                    copy(&out[corner..], outputs, &mut edge, PANEL, height, width);
-                    (edge.as_mut_ptr(), PANEL)
-                };
-                let task = Block { out: to, out_stride: 4 * stride, x_stride: 64 * lines, add: run > 0, terms };
-                // SAFETY: 32 rows of 32 numbers lie at `to`, `stride` apart; the slices above hold all lines of the terms.
-                unsafe { block(&task) };
-                if !whole {
-                    copy(&edge, PANEL, &mut out[corner..], outputs, height, width);
+/// [`multiply`] by `block`: group by group of the weight's panels, run by run along the inputs, panel by panel, block by
+/// block of the rows.
+pub(super) fn multiply_with(block: unsafe fn(&Block), packed: &Packed, rows: &Rows, out: &mut [f32]) {
+    let panels = packed.outputs.div_ceil(PANEL);
+    let blocks = (out.len() / packed.outputs).div_ceil(ROWS);
+    SUMS.with_borrow_mut(|sums| {
+        sums.resize(CHUNK / ROWS * GROUP, Sums([[[0.0; 16]; 16]; 4]));
+        for group in (0..panels).step_by(GROUP) {
+            let group = group..panels.min(group + GROUP);
+            for run in packed.runs() {
+                let x = |lines, first| address(lines, piece(&run, blocks, first), run.len());
+                let w = |lines, panel| address(lines, piece(&run, panels, panel), run.len());
+                for panel in group.clone() {
+                    for first in 0..blocks {
+                        let sums = &raw mut sums[(panel - group.start) * blocks + first];
+                        let high = [x(&rows.high, first), w(&packed.squares.high, panel)];
+                        let low = [x(&rows.low, first), w(&packed.squares.low, panel)];
+                        // SAFETY: all addresses are of as many lines as the run has, or null.
+                        unsafe { block(&Block { sums, add: run.start > 0, count: run.len(), high, low }) };
+                    }
                 }
             }
+            // SAFETY: the weight was packed by the same instructions.
+            unsafe { store(sums, blocks, group, packed.outputs, out) };
+        }
+    });
+}
+
+/// Where 32 lines for each of `count` begin, `at` lines from the first; null if there are none.
+fn address(lines: &[Line], at: usize, count: usize) -> *const Line {
+    if lines.is_empty() { std::ptr::null() } else { lines[at..][..count * ROWS].as_ptr() }
+}
+
+/// Writes the sums of a group of panels, `[panels, blocks]`, into `out`, `[rows, outputs]`, without those of zeros around it.
+#[target_feature(enable = "avx512f")]
+fn store(sums: &[Sums], blocks: usize, group: Range<usize>, outputs: usize, out: &mut [f32]) {
+    for (row, out) in out.chunks_exact_mut(outputs).enumerate() {
+        let out = &mut out[group.start * PANEL..outputs.min(group.end * PANEL)];
+        for (at, out) in out.chunks_mut(16).enumerate() {
+            let Sums(tiles) = &sums[at / 2 * blocks + row / ROWS];
+            avx512::store_sums(&tiles[row / 16 % 2 * 2 + at % 2][row % 16], out);
         }
     }
 }
 
-/// Copies `height` rows of `width` numbers.
-fn copy(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize, height: usize, width: usize) {
-    for row in 0..height {
-        to[row * to_stride..][..width].copy_from_slice(&from[row * from_stride..][..width]);
-    }
-}
-
-/// Adds up the terms of `block` in tiles 0 to 3; 4 and 5 hold rows, 6 and 7 the weight.
+/// Adds up the products of `block` in tiles 0 to 3; 4 and 5 hold rows, 6 and 7 the weight.
 ///
 /// # Safety
 ///
 /// AMX is granted and the thread's tiles have their shapes; all addresses in `block` are good for what it says.
 unsafe fn block(block: &Block) {
-    // SAFETY: by the caller's promise. Reads the terms and their lines, reads and writes the sums.
+    // SAFETY: by the caller's promise. Reads lines of both operands, reads and writes the sums.
     unsafe {
         asm!(
-            "mov {below}, {out_stride}",
-            "shl {below}, 4",
-            "add {below}, {out}",
-            "test {count}, {count}",
+            "test {add}, {add}",
             "jz 2f",
-            "tileloadd tmm0, [{out} + {out_stride}]",
-            "tileloadd tmm1, [{out} + {out_stride} + 64]",
-            "tileloadd tmm2, [{below} + {out_stride}]",
-            "tileloadd tmm3, [{below} + {out_stride} + 64]",
+            "tileloadd tmm0, [{sums} + {line}]",
+            "tileloadd tmm1, [{sums} + {line} + 1024]",
+            "tileloadd tmm2, [{sums} + {line} + 2048]",
+            "tileloadd tmm3, [{sums} + {line} + 3072]",
             "jmp 3f",
             "2:",
             "tilezero tmm0",
@@ -175,43 +175,49 @@ unsafe fn block(block: &Block) {
             "tilezero tmm2",
             "tilezero tmm3",
             "3:",
-            "mov {x}, [{term}]",
-            "test {x}, {x}",
-            "jz 5f",
-            "mov {x_below}, [{term} + 8]",
-            "mov {w}, [{term} + 16]",
-            "mov {count}, [{term} + 24]",
-            "add {term}, 32",
-            "4:",
-            "tileloadd tmm4, [{x} + {x_stride}]",
+            "tileloadd tmm4, [{x} + {line}]",
             "tileloadd tmm6, [{w} + {line}]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloadd tmm7, [{w} + {line} + 1024]",
             "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{x_below} + {x_stride}]",
+            "tileloadd tmm5, [{x} + {line} + 1024]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {x}, 64",
-            "add {x_below}, 64",
+            "test {x_low}, {x_low}",
+            "jz 4f",
+            "tileloadd tmm6, [{w_low} + {line}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{w_low} + {line} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm4, [{x_low} + {line}]",
+            "tileloadd tmm6, [{w} + {line}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{w} + {line} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{x_low} + {line} + 1024]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {x_low}, 2048",
+            "add {w_low}, 2048",
+            "4:",
+            "add {x}, 2048",
             "add {w}, 2048",
             "dec {count}",
-            "jnz 4b",
-            "jmp 3b",
-            "5:",
-            "tilestored [{out} + {out_stride}], tmm0",
-            "tilestored [{out} + {out_stride} + 64], tmm1",
-            "tilestored [{below} + {out_stride}], tmm2",
-            "tilestored [{below} + {out_stride} + 64], tmm3",
-            out = in(reg) block.out,
-            out_stride = in(reg) block.out_stride,
-            x_stride = in(reg) block.x_stride,
+            "jnz 3b",
+            "tilestored [{sums} + {line}], tmm0",
+            "tilestored [{sums} + {line} + 1024], tmm1",
+            "tilestored [{sums} + {line} + 2048], tmm2",
+            "tilestored [{sums} + {line} + 3072], tmm3",
+            sums = in(reg) block.sums,
             line = in(reg) 64usize,
-            term = inout(reg) block.terms.as_ptr() => _,
-            count = inout(reg) usize::from(block.add) => _,
-            below = out(reg) _,
-            x = out(reg) _,
-            x_below = out(reg) _,
-            w = out(reg) _,
+            add = in(reg) usize::from(block.add),
+            count = inout(reg) block.count => _,
+            x = inout(reg) block.high[0] => _,
+            w = inout(reg) block.high[1] => _,
+            x_low = inout(reg) block.low[0] => _,
+            w_low = inout(reg) block.low[1] => _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -226,31 +232,29 @@ unsafe fn block(block: &Block) {
 /// All addresses in `block` are good for what it says.
 #[cfg(test)]
 pub(super) unsafe fn emulated(block: &Block) {
-    let bytes = |from: *const Line, offset: usize| from.wrapping_byte_add(offset).cast::<u16>();
-    let number = |from: *const u16| {
-        half::bf16::from_bits(
-            // SAFETY: by the caller's promise.
-            unsafe { *from },
-        )
-        .to_f32()
+    // SAFETY: by the caller's promise.
+    let sums = unsafe { &mut (*block.sums).0 };
+    let number = |from: *const Line, line: usize, at: usize| {
+        // SAFETY: as above.
+        half::bf16::from_bits(unsafe { (*from.add(line)).0[at] }).to_f32()
     };
-    for row in 0..ROWS {
-        for output in 0..PANEL {
-            let to = block.out.wrapping_byte_add(row * block.out_stride).wrapping_add(output);
-            // SAFETY: by the caller's promise.
-            let mut sum = if block.add { unsafe { *to } } else { 0.0 };
-            for term in block.terms.iter().take_while(|term| !term.x.is_null()) {
-                let x = if row < 16 { term.x } else { term.x_below };
-                for line in 0..term.count {
-                    let x = bytes(x, row % 16 * block.x_stride + 64 * line);
-                    let w = bytes(term.w, 2048 * line + output / 16 * 1024 + output % 16 * 4);
-                    for input in 0..32 {
-                        sum += number(x.wrapping_add(input)) * number(w.wrapping_add(input / 2 * 32 + input % 2));
+    let [(x, w), (x_low, w_low)] = [block.high, block.low].map(|[x, w]| (x, w));
+    let terms = [(x, w), (x, w_low), (x_low, w)];
+    let terms = if x_low.is_null() { &terms[..1] } else { &terms[..] };
+    for (tile, sums) in sums.iter_mut().enumerate() {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            for (output, sum) in sums.iter_mut().enumerate() {
+                *sum = if block.add { *sum } else { 0.0 };
+                for line in 0..block.count {
+                    for (x, w) in terms {
+                        for input in 0..32 {
+                            let x = number(*x, line * 32 + tile / 2 * 16 + row, input);
+                            let w = number(*w, line * 32 + tile % 2 * 16 + input / 2, output * 2 + input % 2);
+                            *sum += x * w;
+                        }
                     }
                 }
             }
-            // SAFETY: by the caller's promise.
-            unsafe { *to = sum };
         }
     }
 }

@@ -1,26 +1,24 @@
 //! AVX-512 BF16: rounding, packing, and the product by dot products of pairs.
 //!
 //! A tile of the product is 12 rows by 32 outputs: 24 registers of sums, two of the weight, one that holds a pair of
-//! a row's inputs sixteen times over. Rows are walked in blocks that stay in the second-level cache, inputs in runs
-//! whose piece of the weight's panel stays in the first.
+//! a row's inputs sixteen times over. Inputs are walked in runs: a run's piece of the rows stays in the second-level cache,
+//! its piece of the weight's panel in the first.
 #![allow(unsafe_code)]
 
-use super::{LINE, Line, PANEL, Packed, Rows};
-use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, __mmask16, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cvtepu16_epi32,
-    _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_extracti64x4_epi64, _mm512_load_si512, _mm512_loadu_ps,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_store_si512, _mm512_sub_ps, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+use super::{LINE, Line, PANEL, Packed, Rows, Squares, piece};
+use std::{
+    arch::x86_64::{
+        __m512, __m512bh, __m512i, __mmask16, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cvtepu16_epi32,
+        _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_extracti64x4_epi64, _mm512_load_si512, _mm512_loadu_ps,
+        _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_setzero_si512,
+        _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_store_si512, _mm512_sub_ps, _mm512_unpackhi_epi32,
+        _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    },
+    ops::Range,
 };
 
 /// Rows of a tile.
 const TILE: usize = 12;
-/// Rows of a block: with [`RUN`] lines each they take 192 KiB.
-const BLOCK: usize = 16 * TILE;
-/// Lines of a run: a panel of the weight takes 32 KiB.
-const RUN: usize = 16;
-
 /// Whether processor and system grant it.
 pub(super) fn granted() -> bool {
     is_x86_feature_detected!("avx512f")
@@ -28,49 +26,113 @@ pub(super) fn granted() -> bool {
         && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Rounds up to 32 values into `high`, and what is left of each into `low`; the rest of a line becomes zero.
-pub(super) fn split(values: &[f32], high: &mut Line, low: Option<&mut Line>) {
+/// Packs a run of `row` into the lines `begin`, `begin + stride` and so on; `low`, unless it is empty, gets what rounding
+/// leaves. What `row` doesn't have becomes zero.
+pub(super) fn pack_row(
+    row: &[f32],
+    run: Range<usize>,
+    high: &mut [Line],
+    low: &mut [Line],
+    begin: usize,
+    stride: usize,
+) {
+    // SAFETY: lines are packed only where a unit was found, and each has these features.
+    unsafe { split_row(row, run, high, low, begin, stride) }
+}
+
+/// Packs a run of up to 16 rows of the weight into the squares that begin at `begin`, every other square from there.
+pub(super) fn pack_squares(rows: &[f32], inputs: usize, run: Range<usize>, squares: &mut Squares, begin: usize) {
+    // SAFETY: as above.
+    unsafe { split_squares(rows, inputs, run, squares, begin) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn split_row(row: &[f32], run: Range<usize>, high: &mut [Line], low: &mut [Line], begin: usize, stride: usize) {
+    for (at, line) in run.enumerate() {
+        let at = begin + at * stride;
+        let values = load(row, line);
+        let rounded = round(values);
+        store(&mut high[at], rounded);
+        if !low.is_empty() {
+            store(&mut low[at], round(rest(values, rounded)));
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn split_squares(rows: &[f32], inputs: usize, run: Range<usize>, squares: &mut Squares, begin: usize) {
+    let mut values = [[_mm512_setzero_ps(); 2]; 16];
+    let mut lines = [_mm512_setzero_si512(); 16];
+    for (at, line) in run.enumerate() {
+        let at = begin + at * PANEL;
+        for (values, row) in values.iter_mut().zip(rows.chunks_exact(inputs)) {
+            *values = load(row, line);
+        }
+        for (line, values) in lines.iter_mut().zip(values) {
+            *line = round(values);
+        }
+        let mirrored = transpose(lines);
+        for (to, line) in squares.high[at..at + 16].iter_mut().zip(mirrored) {
+            store(to, line);
+        }
+        if !squares.low.is_empty() {
+            for (line, values) in lines.iter_mut().zip(values) {
+                *line = round(rest(values, *line));
+            }
+            for (to, line) in squares.low[at..at + 16].iter_mut().zip(transpose(lines)) {
+                store(to, line);
+            }
+        }
+    }
+}
+
+/// Line `line` of a row, zeros where the row has ended.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+fn load(row: &[f32], line: usize) -> [__m512; 2] {
+    let values = row.get(line * LINE..).unwrap_or_default();
     let mut padded = [0.0; LINE];
-    let values = values.as_array().unwrap_or_else(|| {
+    let values = values.first_chunk::<LINE>().unwrap_or_else(|| {
         padded[..values.len()].copy_from_slice(values);
         &padded
     });
-    // SAFETY: lines are packed only where a unit was found, and each has these features.
-    unsafe { split_line(values, high, low) }
+    // SAFETY: 32 numbers are there.
+    unsafe { [_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))] }
+}
+
+/// `high` of 32 numbers.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+fn round([first, second]: [__m512; 2]) -> __m512i {
+    // SAFETY: bfloat16 vectors are integers in another guise.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(second, first)) }
+}
+
+/// `v - high(v)` of 32 numbers.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+fn rest([first, second]: [__m512; 2], rounded: __m512i) -> [__m512; 2] {
+    let first_half = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(rounded));
+    let second_half = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(rounded, 1));
+    [
+        _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(first_half, 16))),
+        _mm512_sub_ps(second, _mm512_castsi512_ps(_mm512_slli_epi32(second_half, 16))),
+    ]
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn split_line(values: &[f32; LINE], high: &mut Line, low: Option<&mut Line>) {
-    // SAFETY: reads 32 numbers from `values` and writes a whole line; bfloat16 vectors are integers in another guise.
-    unsafe {
-        let (first, second) = (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16)));
-        let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
-        _mm512_store_si512(high.0.as_mut_ptr().cast(), rounded);
-        let Some(low) = low else { return };
-        let first_half = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(rounded));
-        let second_half = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(rounded, 1));
-        let first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(first_half, 16)));
-        let second = _mm512_sub_ps(second, _mm512_castsi512_ps(_mm512_slli_epi32(second_half, 16)));
-        let rest: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
-        _mm512_store_si512(low.0.as_mut_ptr().cast(), rest);
-    }
+#[inline]
+fn store(to: &mut Line, line: __m512i) {
+    // SAFETY: a line is as large as the vector and lies as it wants.
+    unsafe { _mm512_store_si512(to.0.as_mut_ptr().cast(), line) };
 }
 
-/// Sixteen lines as a square of 16 by 16 pairs, mirrored at its diagonal.
-pub(super) fn transpose(square: &mut [Line; 16]) {
-    // SAFETY: as for `split`.
-    unsafe { transpose_square(square) }
-}
-
-/// By halves: pairs of pairs, then fours, then eights, then sixteens change places.
+/// A square of 16 by 16 pairs, mirrored at its diagonal, by halves: pairs of pairs, then fours, then eights, then sixteens
+/// change places.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn transpose_square(square: &mut [Line; 16]) {
-    let at = square.as_mut_ptr().cast::<__m512i>();
-    let (mut a, mut b) = ([_mm512_setzero_si512(); 16], [_mm512_setzero_si512(); 16]);
-    for (i, a) in a.iter_mut().enumerate() {
-        // SAFETY: `i` is below the 16 lines of the square.
-        *a = unsafe { _mm512_load_si512(at.add(i)) };
-    }
+#[inline]
+fn transpose(mut a: [__m512i; 16]) -> [__m512i; 16] {
+    let mut b = [_mm512_setzero_si512(); 16];
     for i in 0..8 {
         b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
         b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
@@ -91,34 +153,36 @@ fn transpose_square(square: &mut [Line; 16]) {
         a[i] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88);
         a[i + 8] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd);
     }
-    for (i, a) in a.iter().enumerate() {
-        // SAFETY: as above.
-        unsafe { _mm512_store_si512(at.add(i), *a) };
-    }
+    a
 }
 
-/// `out = x wᵀ` for `rows` rows.
-pub(super) fn multiply(packed: &Packed, x: &Rows, rows: usize, out: &mut [f32]) {
+/// Writes 16 numbers, or as many as `out` has room for.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn store_sums(sums: &[f32; 16], out: &mut [f32]) {
+    let mask = if out.len() < 16 { (1 << out.len()) - 1 } else { __mmask16::MAX };
+    // SAFETY: 16 numbers are read; the mask lets through no more than `out` has.
+    unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, _mm512_loadu_ps(sums.as_ptr())) };
+}
+
+/// `out = x wᵀ`.
+pub(super) fn multiply(packed: &Packed, x: &Rows, out: &mut [f32]) {
     let terms = packed.terms(x);
-    let lines = packed.lines();
-    for block in (0..rows).step_by(BLOCK) {
-        let end = rows.min(block + BLOCK);
-        for run in (0..lines).step_by(RUN) {
-            let run = run..lines.min(run + RUN);
-            for panel in 0..packed.outputs.div_ceil(PANEL) {
-                let mut first = block;
-                while first < end {
-                    let tile = Tile { terms: &terms, lines, run: run.clone(), panel, first };
-                    // SAFETY: a weight is packed for this unit only where it was found, or a better one that has the
-                    // same features.
-                    first += unsafe {
-                        match end - first {
-                            TILE.. => tile.add::<TILE>(out, packed.outputs),
-                            4.. => tile.add::<4>(out, packed.outputs),
-                            _ => tile.add::<1>(out, packed.outputs),
-                        }
-                    };
-                }
+    let (lines, rows) = (packed.lines(), out.len() / packed.outputs);
+    for run in packed.runs() {
+        for panel in 0..packed.outputs.div_ceil(PANEL) {
+            let mut first = 0;
+            while first < rows {
+                let tile = Tile { terms: &terms, lines, run: run.clone(), panel, first };
+                // SAFETY: a weight is packed for this unit only where it was found, or a better one that has the same
+                // features.
+                first += unsafe {
+                    match rows - first {
+                        TILE.. => tile.add::<TILE>(out, packed.outputs),
+                        4.. => tile.add::<4>(out, packed.outputs),
+                        _ => tile.add::<1>(out, packed.outputs),
+                    }
+                };
             }
         }
     }
@@ -130,7 +194,7 @@ struct Tile<'a> {
     /// Lines in a row.
     lines: usize,
     /// Those to be multiplied now.
-    run: std::ops::Range<usize>,
+    run: Range<usize>,
     panel: usize,
     /// Its first row.
     first: usize,
@@ -155,7 +219,7 @@ impl Tile<'_> {
         }
         for (x, w) in self.terms {
             let x = &x[self.first * self.lines + self.run.start..][..(M - 1) * self.lines + self.run.len()];
-            let w = &w[(self.panel * self.lines + self.run.start) * PANEL..][..self.run.len() * PANEL];
+            let w = &w[piece(&self.run, outputs.div_ceil(PANEL), self.panel)..][..self.run.len() * PANEL];
             // SAFETY: `M` rows of `x`, `lines` apart, and the panel's piece of `w` hold a run of lines each.
             unsafe { dot::<M>(x.as_ptr(), self.lines, w.as_ptr(), self.run.len(), &mut sums) };
         }

@@ -12,6 +12,9 @@
 //! Both operands lie in cache lines of 32 numbers along the inputs, padded with zeros. A [`Line`] of `x` is a piece of a row.
 //! Of the weight, 16 lines are a square of 16 pairs of inputs by 16 outputs: line `p` holds inputs `2p` and `2p + 1` of
 //! each output in turn, which is the order in which the instructions read their second operand.
+//!
+//! Both are multiplied run by run along the inputs, and lie in memory in that order. `x` is packed and multiplied [`CHUNK`]
+//! rows at a time, so that what was just packed is still in the caches.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -19,16 +22,21 @@ mod amx;
 mod avx512;
 
 use half::bf16;
-use std::{cell::RefCell, sync::OnceLock};
+use std::{cell::RefCell, ops::Range, sync::OnceLock};
 
 /// Numbers in a line.
 const LINE: usize = 32;
 /// Outputs of the weight that lie together: two squares.
 const PANEL: usize = 32;
+/// Rows that are packed at a time: a multiple of either unit's tile.
+const CHUNK: usize = 192;
+/// Lines of a run at most, of one term and of three: a panel of the weight and a block of rows take about 16 KiB each, so
+/// that the panel stays in the first-level cache.
+const RUN: [usize; 2] = [9, 4];
 
 /// A cache line of bfloat16 numbers.
 #[repr(C, align(64))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Line([u16; LINE]);
 
 impl Line {
@@ -74,17 +82,24 @@ pub(crate) fn rounded(values: &[f32]) -> Vec<f32> {
 }
 
 /// A weight in tiles.
+#[derive(Debug)]
 pub(crate) struct Packed {
     unit: Unit,
     outputs: usize,
     inputs: usize,
-    /// `[panels, lines of a row, 2 squares, 16 lines]`.
+    squares: Squares,
+}
+
+/// The numbers of a weight: `[runs, panels, lines of a run, 2 squares, 16 lines]`.
+#[derive(Debug)]
+struct Squares {
     high: Vec<Line>,
     /// The same of what rounding left, or nothing.
     low: Vec<Line>,
 }
 
-/// Activations in lines, `[rows, lines of a row]`, followed by as many rows of zeros as the unit wants.
+/// Up to [`CHUNK`] rows of activations in lines: `[rows, lines of a row]`, or for tiles `[runs, rows / 32, lines of a run,
+/// 32]`, the last of them filled up with zeros.
 #[derive(Default)]
 struct Rows {
     high: Vec<Line>,
@@ -104,30 +119,15 @@ impl Packed {
         assert_eq!(w.len(), outputs * inputs, "shape of w");
         let lines = inputs.div_ceil(LINE);
         let count = outputs.div_ceil(PANEL) * PANEL * lines;
-        let mut packed = Self { unit, outputs, inputs, high: vec![Line::ZERO; count], low: Vec::new() };
-        if split {
-            packed.low = vec![Line::ZERO; count];
-        }
-        for square in 0..outputs.div_ceil(16) {
-            let rows = &w[square * 16 * inputs..w.len().min((square + 1) * 16 * inputs)];
-            for line in 0..lines {
-                packed.pack_square(rows, line, ((square / 2 * lines + line) * 2 + square % 2) * 16);
+        let low = if split { vec![Line::ZERO; count] } else { Vec::new() };
+        let mut squares = Squares { high: vec![Line::ZERO; count], low };
+        for (square, rows) in w.chunks(16 * inputs).enumerate() {
+            for run in runs(lines, split) {
+                let begin = piece(&run, outputs.div_ceil(PANEL), square / 2) + square % 2 * 16;
+                avx512::pack_squares(rows, inputs, run, &mut squares, begin);
             }
         }
-        packed
-    }
-
-    /// Line `line` of each of up to 16 `rows` becomes the square that begins at `at`.
-    fn pack_square(&mut self, rows: &[f32], line: usize, at: usize) {
-        for (row, values) in rows.chunks_exact(self.inputs).enumerate() {
-            let values = &values[line * LINE..self.inputs.min((line + 1) * LINE)];
-            avx512::split(values, &mut self.high[at + row], self.low.get_mut(at + row));
-        }
-        for lines in [&mut self.high, &mut self.low] {
-            if let Some(square) = lines.get_mut(at..at + 16).and_then(|lines| lines.as_mut_array::<16>()) {
-                avx512::transpose(square);
-            }
-        }
+        Self { unit, outputs, inputs, squares }
     }
 
     /// `out = x wᵀ` for `x` `[rows, inputs]`; a row of `out` depends on its row of `x` alone, to the bit.
@@ -135,12 +135,18 @@ impl Packed {
         let rows = x.len() / self.inputs;
         assert_eq!((x.len(), out.len()), (rows * self.inputs, rows * self.outputs), "shapes of x and out");
         ROWS.with_borrow_mut(|scratch| {
-            scratch.fill(x, self);
-            match self.unit {
-                Unit::Amx => amx::multiply(self, scratch, rows, out),
-                Unit::Avx512 => avx512::multiply(self, scratch, rows, out),
+            for (x, out) in x.chunks(CHUNK * self.inputs).zip(out.chunks_mut(CHUNK * self.outputs)) {
+                scratch.fill(x, self);
+                match self.unit {
+                    Unit::Amx => amx::multiply(self, scratch, out),
+                    Unit::Avx512 => avx512::multiply(self, scratch, out),
+                }
             }
         });
+    }
+
+    fn runs(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        runs(self.lines(), !self.squares.low.is_empty())
     }
 
     /// Lines in a row of inputs.
@@ -150,9 +156,10 @@ impl Packed {
 
     /// The pairs of operands whose products are added up.
     fn terms<'a>(&'a self, rows: &'a Rows) -> Vec<(&'a [Line], &'a [Line])> {
-        let mut terms = vec![(&rows.high[..], &self.high[..])];
-        if !self.low.is_empty() {
-            terms.extend([(&rows.low[..], &self.high[..]), (&rows.high[..], &self.low[..])]);
+        let Squares { high, low } = &self.squares;
+        let mut terms = vec![(&rows.high[..], &high[..])];
+        if !low.is_empty() {
+            terms.extend([(&rows.low[..], &high[..]), (&rows.high[..], &low[..])]);
         }
         terms
     }
@@ -161,19 +168,33 @@ impl Packed {
 #[cfg(target_arch = "x86_64")]
 impl Rows {
     fn fill(&mut self, x: &[f32], packed: &Packed) {
-        let lines = packed.lines();
-        let rows = (x.len() / packed.inputs).next_multiple_of(amx::ROWS);
-        self.high.clear();
-        self.high.resize(rows * lines, Line::ZERO);
-        self.low.clear();
-        if !packed.low.is_empty() {
-            self.low.resize(rows * lines, Line::ZERO);
-        }
-        let pieces = x.chunks_exact(packed.inputs).flat_map(|row| row.chunks(LINE));
-        for (at, piece) in pieces.enumerate() {
-            avx512::split(piece, &mut self.high[at], self.low.get_mut(at));
+        let (lines, rows) = (packed.lines(), x.len() / packed.inputs);
+        let room = rows.next_multiple_of(amx::ROWS) * lines;
+        self.high.resize(room, Line::ZERO);
+        self.low.resize(if packed.squares.low.is_empty() { 0 } else { room }, Line::ZERO);
+        let blocks = rows.div_ceil(amx::ROWS);
+        for row in 0..blocks * amx::ROWS {
+            let values = x.get(row * packed.inputs..(row + 1) * packed.inputs).unwrap_or_default();
+            for run in packed.runs() {
+                let (begin, stride) = match packed.unit {
+                    Unit::Amx => (piece(&run, blocks, row / amx::ROWS) + row % amx::ROWS, amx::ROWS),
+                    Unit::Avx512 => (row * lines + run.start, 1),
+                };
+                avx512::pack_row(values, run, &mut self.high, &mut self.low, begin, stride);
+            }
         }
     }
+}
+
+/// The runs of a row of so many lines, of much the same length.
+fn runs(lines: usize, split: bool) -> impl Iterator<Item = Range<usize>> {
+    let run = lines.div_ceil(lines.div_ceil(RUN[usize::from(split)]));
+    (0..lines).step_by(run).map(move |first| first..lines.min(first + run))
+}
+
+/// Where piece `which` of `count` begins in a run, in lines: each has 32 lines for a line of a row.
+fn piece(run: &Range<usize>, count: usize, which: usize) -> usize {
+    32 * (run.start * count + run.len() * which)
 }
 
 /// No unit, no weight in tiles: what is never made needs no code.
@@ -263,8 +284,10 @@ mod tests {
             let (x, w) = operands(shape);
             agrees(Unit::Amx, &x, &w, shape.2, &|packed, out| {
                 let mut rows = Rows::default();
-                rows.fill(&x, packed);
-                amx::multiply_with(amx::emulated, packed, &rows, shape.0, out);
+                for (x, out) in x.chunks(CHUNK * shape.2).zip(out.chunks_mut(CHUNK * shape.1)) {
+                    rows.fill(x, packed);
+                    amx::multiply_with(amx::emulated, packed, &rows, out);
+                }
             });
         }
     }
