@@ -3,17 +3,19 @@
 //! `out[t] = sum_s softmax_s(scale * q[t]·k[s]) v[s]` over `max(0, t+1-window) <= s <= t`; query head `h` reads
 //! key-value head `h / (heads / kv_heads)`.
 //!
-//! Walked head by head in blocks of [`BLOCK`] queries: one product gives the block's scores against the keys that any of
-//! its queries sees, softmax in place turns them into weights (zero outside a query's own range), a second product sums
-//! the values, and each row is divided by its sum of weights at the end. Only `[BLOCK, keys]` scores exist at a time.
-//! Values must be finite: a weight of zero does not silence an infinity of a later token in the same block.
+//! Walked in tiles: a few queries of all the heads that read one key-value head, about [`ROWS`] rows in all. One product
+//! gives their scores against the keys that any of them sees, softmax in place turns these into weights (zero outside a
+//! query's own range), a second product sums the values, and each row is divided by its sum of weights at the end. Only
+//! `[ROWS, keys]` scores exist at a time. Values must be finite: a weight of zero does not silence an infinity of a later
+//! token in the same tile.
 
 use crate::exponential::{exp_and_sum, largest};
 use crate::gemm::{Old, Strided, StridedMut, product};
 use std::ops::Range;
 
-/// Queries that share a tile of scores.
-const BLOCK: usize = 64;
+/// Rows of a tile, about: the more there are, the rarer keys and values are read; the fewer tokens they belong to, the fewer
+/// scores are computed for nothing.
+const ROWS: usize = 192;
 
 /// Shapes and scale of one attention.
 #[derive(Clone, Copy, Debug)]
@@ -43,10 +45,16 @@ impl Attention {
             "shapes of q, k, v and out"
         );
         assert!(queries <= tokens, "{queries} queries of {tokens} tokens");
-        let mut scores = vec![0.0; BLOCK.min(queries) * tokens];
-        for head in 0..self.heads {
-            for first in (0..queries).step_by(BLOCK) {
-                self.block(head, first..(first + BLOCK).min(queries), tokens - queries, [q, k, v], out, &mut scores);
+        let members = self.heads / self.kv_heads;
+        let block = (ROWS / members).max(1).min(queries);
+        let mut tile = Tile {
+            rows: vec![0.0; block * members * self.head_width],
+            scores: vec![0.0; block * members * tokens],
+            sums: vec![0.0; block * members],
+        };
+        for head in 0..self.kv_heads {
+            for first in (0..queries).step_by(block.max(1)) {
+                self.tile(head, first..(first + block).min(queries), tokens - queries, [q, k, v], out, &mut tile);
             }
         }
     }
@@ -56,48 +64,66 @@ impl Attention {
         self.window.map_or(0, |window| (t + 1).saturating_sub(window))..t + 1
     }
 
-    /// One head of the queries `block`, query 0 at position `first`.
-    fn block(
+    /// The queries `block` of the heads that read key-value head `head`; query 0 is at position `first`.
+    fn tile(
         &self,
         head: usize,
         block: Range<usize>,
         first: usize,
         [q, k, v]: [&[f32]; 3],
         out: &mut [f32],
-        scores: &mut [f32],
+        tile: &mut Tile,
     ) {
-        let d = self.head_width;
-        let (q_width, kv_width) = (self.heads * d, self.kv_heads * d);
+        let (d, members) = (self.head_width, self.heads / self.kv_heads);
+        let kv_width = self.kv_heads * d;
         let keys = self.seen(first + block.start).start..first + block.end;
-        let (rows, columns) = (block.len(), keys.len());
-        let q_at = block.start * q_width + head * d;
-        let kv_at = keys.start * kv_width + head / (self.heads / self.kv_heads) * d;
+        let (count, columns) = (members * block.len(), keys.len());
+        // Where row `r` of the tile is in `q` and `out`: member by member, token by token.
+        let place = |r: usize| {
+            let (member, token) = (r / block.len(), block.start + r % block.len());
+            (token * self.heads + head * members + member) * d
+        };
+        let rows = &mut tile.rows[..count * d];
+        for (r, row) in rows.chunks_exact_mut(d).enumerate() {
+            row.copy_from_slice(&q[place(r)..][..d]);
+        }
+        let kv_at = keys.start * kv_width + head * d;
         product(
-            [rows, columns, d],
-            StridedMut { data: scores, row: columns, column: 1 },
+            [count, columns, d],
+            StridedMut { data: &mut tile.scores, row: columns, column: 1 },
             Old::Overwrite,
             self.scale,
-            Strided { data: &q[q_at..], row: q_width, column: 1 },
+            Strided { data: rows, row: d, column: 1 },
             Strided { data: &k[kv_at..], row: 1, column: kv_width },
         );
-        let mut sums = [0.0; BLOCK];
-        for ((scores, sum), t) in scores.chunks_exact_mut(columns).zip(&mut sums).zip(block.clone()) {
-            let seen = self.seen(first + t);
+        let scores = tile.scores[..count * columns].chunks_exact_mut(columns);
+        for (r, (scores, sum)) in scores.zip(&mut tile.sums).enumerate() {
+            let seen = self.seen(first + block.start + r % block.len());
             *sum = exponentials(scores, seen.start - keys.start..seen.end - keys.start);
         }
         product(
-            [rows, d, columns],
-            StridedMut { data: &mut out[q_at..], row: q_width, column: 1 },
+            [count, d, columns],
+            StridedMut { data: rows, row: d, column: 1 },
             Old::Overwrite,
             1.0,
-            Strided { data: scores, row: columns, column: 1 },
+            Strided { data: &tile.scores, row: columns, column: 1 },
             Strided { data: &v[kv_at..], row: kv_width, column: 1 },
         );
-        for (out, sum) in out[q_at..].chunks_mut(q_width).zip(&sums[..rows]) {
+        for (r, (row, sum)) in rows.chunks_exact(d).zip(&tile.sums).enumerate() {
             let inverse = 1.0 / sum;
-            out[..d].iter_mut().for_each(|out| *out *= inverse);
+            out[place(r)..][..d].iter_mut().zip(row).for_each(|(out, value)| *out = value * inverse);
         }
     }
+}
+
+/// What is computed at a time, and its room.
+struct Tile {
+    /// Queries, then sums of values: `[rows, head_width]`.
+    rows: Vec<f32>,
+    /// `[rows, keys]`.
+    scores: Vec<f32>,
+    /// Of a row's weights.
+    sums: Vec<f32>,
 }
 
 /// Turns scores into unnormalized weights, zero outside `seen`; returns their sum.
