@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Columns whose corrections of the columns behind them are put off and applied together.
-const BLOCK: usize = 128;
+pub(crate) const BLOCK: usize = 128;
 /// Rows that one task solves: enough for the far update to be a matrix product, few enough to spread over threads.
 const ROWS: usize = 64;
 
@@ -202,7 +202,7 @@ impl<'a> Walk<'a> {
 }
 
 /// Cuts the positions into blocks of at most [`BLOCK`]; see the module's text for where.
-fn blocks(group_at: &[u32], fixed_grids: bool) -> Vec<Range<usize>> {
+pub(crate) fn blocks(group_at: &[u32], fixed_grids: bool) -> Vec<Range<usize>> {
     let mut blocks = Vec::new();
     let mut start = 0;
     while start < group_at.len() {
@@ -275,7 +275,10 @@ impl<'a> Solve<'a> {
     /// `W[:, behind] -= E U[block, behind]`.
     fn correct_behind(&mut self, block: Range<usize>) {
         let (inputs, behind) = (self.walk.inputs, self.walk.inputs - block.end);
-        if behind > 0 {
+        if behind == 1 || self.rows == 1 || block.len() <= 2 {
+            // Here the product would sum in another order than it does everywhere else.
+            self.correct_one_by_one(block);
+        } else if behind > 0 {
             product(
                 [self.rows, behind, block.len()],
                 StridedMut { data: &mut self.weight[block.end..], row: inputs, column: 1 },
@@ -284,6 +287,19 @@ impl<'a> Solve<'a> {
                 Strided { data: &self.errors, row: BLOCK, column: 1 },
                 Strided { data: &self.walk.u[block.start * inputs + block.end..], row: inputs, column: 1 },
             );
+        }
+    }
+
+    /// The same by its definition, which a device follows to the bit: a fused sum in the order of the block's columns,
+    /// then one subtraction.
+    fn correct_one_by_one(&mut self, block: Range<usize>) {
+        let inputs = self.walk.inputs;
+        let rows = self.weight.chunks_exact_mut(inputs).zip(self.errors.chunks_exact(BLOCK));
+        for (weight, errors) in rows {
+            for (position, weight) in weight.iter_mut().enumerate().skip(block.end) {
+                let terms = errors.iter().zip(block.clone());
+                *weight -= terms.fold(0.0, |sum, (error, k)| error.mul_add(self.walk.u[k * inputs + position], sum));
+            }
         }
     }
 }

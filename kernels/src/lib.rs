@@ -15,6 +15,8 @@ pub mod block_solve;
 pub mod cholesky;
 pub mod clip;
 pub mod compute;
+#[allow(unsafe_code, reason = "launches and calls into CUDA's libraries, each with its reason")]
+pub mod cuda;
 mod dispatch;
 pub mod divergence;
 pub mod doctor;

@@ -1,0 +1,27 @@
+//! The operations of this crate on a graphics processor, through the CUDA driver.
+//!
+//! Nothing of CUDA is needed to build or to start: the driver, the compiler (NVRTC) and cuBLAS are loaded when
+//! [`Device::open`] is called, which says plainly what is missing. Kernels are compiled when they are first wanted, from
+//! the sources in this crate, one `.cu` file beside the CPU's version of the operation; `sources` lists them and a folder
+//! on disk keeps the machine code (`compiler`).
+//!
+//! Solvers give the very integers that the CPU gives: their kernels do the same operations in the same order, none fused
+//! that isn't fused there. (The CPU's far update is fused where the processor has AVX2, which is taken for granted.)
+//! Everything else agrees within the bounds that the tests state.
+//!
+//! Weights lie as `[columns, rows]` on the device, so that threads that solve neighbouring rows read neighbouring numbers.
+//!
+//! What has run on real hardware and what hasn't: `docs/cuda.md`.
+
+mod compiler;
+mod device;
+mod error;
+mod grids;
+mod packing;
+mod solve;
+pub mod sources;
+
+pub use cudarc::driver::CudaSlice as Buffer;
+pub use device::{Device, OLDEST_ARCHITECTURE, present};
+pub use error::CudaError;
+pub use solve::DeviceMatrix;

@@ -1,0 +1,38 @@
+//! The kernels' sources, as this crate was built with them.
+
+/// A file of kernels.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// Its name, for messages.
+    pub file: &'static str,
+    text: &'static str,
+}
+
+/// What comes before each.
+const COMMON: &str = include_str!("../common.cuh");
+
+macro_rules! sources {
+    ($($name:ident = $file:literal,)*) => {
+        $(pub(crate) const $name: Source = Source { file: $file, text: include_str!(concat!("../", $file)) };)*
+        /// All of them.
+        pub const ALL: &[Source] = &[$($name),*];
+    };
+}
+
+sources! {
+    BLOCK_SOLVE = "block_solve.cu",
+    GRID = "grid.cu",
+    PACK = "pack.cu",
+}
+
+impl Source {
+    /// What the compiler gets: the common part, then the file, with lines counted from the file's own start.
+    pub fn text(&self) -> String {
+        format!("#line 1 \"common.cuh\"\n{COMMON}\n#line 1 \"{}\"\n{}", self.file, self.text)
+    }
+
+    /// A source that this crate doesn't have, for tests of the compiler.
+    pub const fn new(file: &'static str, text: &'static str) -> Self {
+        Self { file, text }
+    }
+}

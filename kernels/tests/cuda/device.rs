@@ -1,0 +1,42 @@
+//! Opening a device and compiling for it.
+
+use crate::device;
+use kernels::cuda::{CudaError, Device, sources::Source};
+
+#[test]
+fn what_is_missing_is_said() {
+    if device().is_none() {
+        return;
+    }
+    let count = Device::count().unwrap();
+    let error = Device::open(count).unwrap_err();
+    assert!(matches!(error, CudaError::NoSuchDevice { ordinal, count: found } if (ordinal, found) == (count, count)));
+    assert_eq!(error.to_string(), format!("there is no CUDA device {count}: the driver finds {count}, counted from 0"));
+}
+
+#[test]
+fn too_little_memory_is_said_with_the_amount() {
+    let Some(device) = device() else { return };
+    let (_, total) = device.memory().unwrap();
+    let error = device.require(total + 1, "everything").unwrap_err().to_string();
+    assert!(error.starts_with(&format!("everything needs {} MiB", (total + 1).div_ceil(1 << 20))), "{error}");
+    assert!(device.zeros::<f32>(1 << 50).unwrap_err().to_string().contains("MiB of device memory"));
+}
+
+#[test]
+fn every_source_compiles_and_a_broken_one_gives_the_compilers_words() {
+    let Some(device) = device() else { return };
+    device.compile_all().unwrap();
+    let broken = Source::new("broken.cu", "extern \"C\" __global__ void broken(float* x) { x[0] = not_declared; }");
+    let error = device.try_compile(&broken).unwrap_err().to_string();
+    assert!(error.contains("broken.cu") && error.contains("not_declared"), "{error}");
+}
+
+#[test]
+fn numbers_come_back_as_they_went() {
+    let Some(device) = device() else { return };
+    let numbers: Vec<u32> = (0..1000).collect();
+    assert_eq!(device.download(&device.upload(&numbers).unwrap()).unwrap(), numbers);
+    assert_eq!(device.download(&device.zeros::<u32>(3).unwrap()).unwrap(), [0; 3]);
+    assert_eq!(device.download(&device.upload::<u32>(&[]).unwrap()).unwrap(), [0u32; 0]);
+}
