@@ -19,6 +19,11 @@ impl RopeTable {
         Self { half: inverse_frequencies.len(), cos, sin }
     }
 
+    /// Frequencies, and the cosines and sines, `[positions, frequencies]`.
+    pub(crate) fn parts(&self) -> (usize, &[f32], &[f32]) {
+        (self.half, &self.cos, &self.sin)
+    }
+
     /// Turns `x` (`[tokens, heads * head_width]`) in place; row `t` is at position `first + t`. Where the table has
     /// fewer frequencies than half a head (partial rotary), the rest of each head is left as it is.
     pub fn apply(&self, x: &mut [f32], heads: usize, head_width: usize, first: usize) {

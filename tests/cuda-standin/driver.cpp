@@ -235,7 +235,7 @@ API cuModuleLoadData(void** module, const void* image) {
         return INVALID_IMAGE;
     }
     auto runtime = static_cast<standin::Runtime**>(dlsym(library, "standin_runtime"));
-    auto shared_range = reinterpret_cast<void (*)(char**, char**)>(dlsym(library, "standin_shared"));
+    auto shared_range = reinterpret_cast<void (*)(char**, char**)>(dlsym(library, "standin_shared_range"));
     *runtime = &standin::runtime;
     auto* loaded = new Module{library, {}};
     shared_range(&loaded->shared.begin, &loaded->shared.end);

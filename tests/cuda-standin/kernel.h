@@ -26,7 +26,7 @@
 extern "C" {
 STANDIN_EXPORT standin::Runtime* standin_runtime;
 __attribute__((weak, visibility("hidden"))) extern char __start_standin_shared[], __stop_standin_shared[];
-STANDIN_EXPORT void standin_shared(char** begin, char** end) {
+STANDIN_EXPORT void standin_shared_range(char** begin, char** end) {
     *begin = __start_standin_shared;
     *end = __stop_standin_shared;
 }

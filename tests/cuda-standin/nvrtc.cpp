@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <regex>
 #include <string>
@@ -34,10 +35,14 @@ static std::string content(const std::string& path) {
     return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// A version that NVIDIA's compiler never had, so that no cache takes one's code for the other's.
+// A version that NVIDIA's compiler never had, and another for other settings, so that no cache takes one's code for the
+// other's.
 API nvrtcVersion(int* major, int* minor) {
+    const std::string settings = setting("STANDIN_CXX", "g++") + setting("STANDIN_CXXFLAGS", "") +
+                                 setting("STANDIN_MUTATION", "") + content(setting("STANDIN_HOME", ".") + "/kernel.h") +
+                                 content(setting("STANDIN_HOME", ".") + "/runtime.h");
     *major = 0;
-    *minor = 1;
+    *minor = int(std::hash<std::string>()(settings) & 0x7fffffff);
     return SUCCESS;
 }
 

@@ -74,7 +74,12 @@ impl Compiler {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        let mut key = String::new();
+        for byte in hash.finalize() {
+            key.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
+            key.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
+        }
+        key
     }
 
     fn compile(&self, file: &str, text: String) -> Result<Vec<u8>, CudaError> {
@@ -84,6 +89,19 @@ impl Compiler {
         let program = Program::new(&text, &name).map_err(|error| failure(format!("{error:?}")))?;
         program.compile(&self.options()).map_err(failure)
     }
+}
+
+/// What the assembler says of the registers and the memory that each kernel of `source` takes on `architecture` (as
+/// `10 * major + minor`). Needs NVRTC and no device.
+pub fn resources(source: &Source, architecture: u32) -> Result<String, CudaError> {
+    let compiler = Compiler { cache: None, ..Compiler::new(architecture)? };
+    let failure = |log| CudaError::Compile { file: source.file.to_owned(), architecture, log };
+    let text = CString::new(source.text()).map_err(|error| failure(error.to_string()))?;
+    let name = CString::new(source.file).map_err(|error| failure(error.to_string()))?;
+    let program = Program::new(&text, &name).map_err(|error| failure(format!("{error:?}")))?;
+    let options = [compiler.options(), vec!["--ptxas-options=-v".to_owned()]].concat();
+    program.compile(&options).map_err(failure)?;
+    Ok(program.log())
 }
 
 /// A program of NVRTC's, destroyed with this.
@@ -105,9 +123,7 @@ impl<'a> Program<'a> {
         // here. The code is written into a buffer of the size that NVRTC says it has.
         unsafe {
             if let Err(error) = result::compile_program(self.handle, options) {
-                let log: Vec<u8> =
-                    result::get_program_log(self.handle).unwrap_or_default().iter().map(|c| *c as u8).collect();
-                let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n']).to_owned();
+                let log = self.log();
                 return Err(if log.is_empty() { format!("{error:?}") } else { log });
             }
             let mut size = 0;
@@ -116,6 +132,16 @@ impl<'a> Program<'a> {
             sys::nvrtcGetCUBIN(self.handle, code.as_mut_ptr().cast()).result().map_err(|error| format!("{error:?}"))?;
             Ok(code)
         }
+    }
+}
+
+impl Program<'_> {
+    /// What the compiler said.
+    fn log(&self) -> String {
+        // SAFETY: the program was created by `new` and is destroyed by `drop`, not before.
+        let log = unsafe { result::get_program_log(self.handle) }.unwrap_or_default();
+        let log: Vec<u8> = log.iter().map(|c| *c as u8).collect();
+        String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n']).to_owned()
     }
 }
 

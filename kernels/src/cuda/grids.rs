@@ -46,7 +46,7 @@ pub(super) struct Groups {
     /// `[groups + 1]`: where each group begins among the members.
     starts: Buffer<u32>,
     /// `[columns]`.
-    pub(super) index: Buffer<u32>,
+    pub(super) of_column: Buffer<u32>,
     pub(super) count: usize,
 }
 
@@ -65,7 +65,7 @@ impl Groups {
         Ok(Self {
             members: device.upload(&members)?,
             starts: device.upload(&starts)?,
-            index: device.upload(index)?,
+            of_column: device.upload(index)?,
             count,
         })
     }
@@ -121,7 +121,7 @@ impl DeviceGrids {
             let kernel = device.kernel(&GRID, "nearest_codes")?;
             let (columns, rows, max_code) = (weight.columns as u32, weight.rows as u32, max_code as f32);
             let mut launch = device.stream().launch_builder(&kernel);
-            launch.arg(&weight.weight).arg(&groups.index).arg(&self.scales).arg(&self.zeros);
+            launch.arg(&weight.weight).arg(&groups.of_column).arg(&self.scales).arg(&self.zeros);
             launch.arg(&columns).arg(&rows).arg(&max_code).arg(&mut codes);
             // SAFETY: arguments as the kernel declares them; weight and codes are [columns, rows], every column's group
             // has a grid, and rows beyond the last are left alone.

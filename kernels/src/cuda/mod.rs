@@ -13,15 +13,24 @@
 //!
 //! What has run on real hardware and what hasn't: `docs/cuda.md`.
 
+mod blas;
+mod clip;
 mod compiler;
+mod decoder;
 mod device;
 mod error;
+mod gram;
 mod grids;
+mod log_probability;
 mod packing;
 mod solve;
 pub mod sources;
+mod stored;
 
+pub use compiler::resources;
 pub use cudarc::driver::CudaSlice as Buffer;
+pub use decoder::DeviceRope;
 pub use device::{Device, OLDEST_ARCHITECTURE, present};
 pub use error::CudaError;
 pub use solve::DeviceMatrix;
+pub use stored::PackedWeight;

@@ -33,7 +33,7 @@ pub struct DeviceMatrix {
     pub(super) codes: Buffer<u8>,
     pub(super) scales: Buffer<f32>,
     pub(super) zeros: Buffer<u8>,
-    group_index: Vec<u32>,
+    pub(super) group_index: Vec<u32>,
 }
 
 impl Device {
@@ -66,13 +66,12 @@ impl Device {
         let order: Vec<usize> = (0..group_index.len()).collect();
         let columns = self.arrange(weight, &order)?;
         let groups = Groups::new(self, &group_index, spec.groups(columns.columns))?;
-        let grids = match grids {
-            Some(grids) => upload_grids(self, grids, groups.count, columns.rows)?,
-            None => {
-                let mut fitted = DeviceGrids::room(self, groups.count, columns.rows)?;
-                fitted.fit(self, &columns, &groups, 0, groups.count, spec)?;
-                fitted
-            }
+        let grids = if let Some(grids) = grids {
+            upload_grids(self, grids, groups.count, columns.rows)?
+        } else {
+            let mut fitted = DeviceGrids::room(self, groups.count, columns.rows)?;
+            fitted.fit(self, &columns, &groups, 0, groups.count, spec)?;
+            fitted
         };
         let codes = grids.codes(self, &columns, &groups, spec.max_code())?;
         Ok(DeviceMatrix::new(&columns, spec, codes, grids, group_index))
@@ -225,7 +224,7 @@ impl Solve<'_> {
         let (row_count, column_count) = (*rows as u32, *columns as u32);
         let [start, first, solved, end] = [block.start, first, solved, block.end].map(|at| at as u32);
         let mut launch = self.device.stream().launch_builder(&kernel);
-        launch.arg(weight).arg(&self.u).arg(&self.order).arg(&self.groups.index);
+        launch.arg(weight).arg(&self.u).arg(&self.order).arg(&self.groups.of_column);
         launch.arg(&self.grids.scales).arg(&self.grids.zeros).arg(&max_code).arg(&row_count).arg(&column_count);
         launch.arg(&start).arg(&first).arg(&solved).arg(&end).arg(&mut self.codes).arg(&mut self.errors);
         // SAFETY: arguments as the kernel declares them; start <= first < solved <= end <= columns and a block has at

@@ -20,9 +20,17 @@ macro_rules! sources {
 }
 
 sources! {
+    ACTIVATION = "activation.cu",
+    ATTENTION = "attention.cu",
     BLOCK_SOLVE = "block_solve.cu",
+    CLIP = "clip.cu",
+    GRAM = "gram.cu",
     GRID = "grid.cu",
+    LOG_PROBABILITY = "log_probability.cu",
+    NORM = "norm.cu",
     PACK = "pack.cu",
+    ROPE = "rope.cu",
+    STORED = "stored.cu",
 }
 
 impl Source {

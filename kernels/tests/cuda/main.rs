@@ -3,8 +3,10 @@
 //! Runs on device 0 of whatever driver is loaded: a real one, or the stand-in of `tests/cuda-standin`. Without a driver
 //! every test says loudly that it is skipped; with `CALIPER_CUDA_REQUIRED` set it fails instead.
 
+mod decoder;
 mod device;
 mod packing;
+mod products;
 mod solvers;
 
 use kernels::cuda::{CudaError, Device};
@@ -38,7 +40,7 @@ fn open() -> Option<Device> {
 
 /// Writes past the test harness, which would keep it to itself.
 fn say(line: &str) {
-    writeln!(std::io::stderr(), "{line}").unwrap();
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).expect("standard error can be written");
 }
 
 /// `count` numbers uniform in [-1, 1).

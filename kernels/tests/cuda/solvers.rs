@@ -17,6 +17,8 @@ pub(crate) fn weights(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
     for (row, weight) in weight.chunks_exact_mut(columns).enumerate() {
         match row % 11 {
             3 => weight.fill(0.0),
+            // The zero-point at 4 bits is a half, which goes to the even code.
+            4 => weight.iter_mut().enumerate().for_each(|(at, w)| *w = [-0.5, 14.5][at % 2]),
             5 => weight.iter_mut().for_each(|w| *w *= 1e-7),
             7 => weight.iter_mut().for_each(|w| *w *= 1e6),
             8 => weight.iter_mut().for_each(|w| *w = w.abs()),

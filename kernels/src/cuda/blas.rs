@@ -1,0 +1,100 @@
+//! The products that cuBLAS does, in float32 (its default arithmetic: no TF32).
+//!
+//! cuBLAS counts columns first: a row-major `[a, b]` is its `[b, a]`, which the functions here account for.
+
+use super::{CudaError, Device};
+use cudarc::{
+    cublas::{result, sys},
+    driver::{DevicePtr, DevicePtrMut},
+};
+
+/// A size as cuBLAS takes it.
+pub(super) fn size(count: usize, of: &str) -> Result<i32, CudaError> {
+    i32::try_from(count).map_err(|_| CudaError::Shape { what: format!("{count} {of} are too many for cuBLAS") })
+}
+
+/// How the second operand of [`product`] lies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Right {
+    /// `[depth, columns]`.
+    AsIs,
+    /// `[columns, depth]`, as a linear layer's weight.
+    Transposed,
+}
+
+/// `out = a b`, all row-major: `out` `[rows, columns]`, `a` `[rows, depth]`, `b` as `right` says.
+pub(super) fn product(
+    device: &Device,
+    [rows, columns, depth]: [usize; 3],
+    a: &impl DevicePtr<f32>,
+    b: &impl DevicePtr<f32>,
+    right: Right,
+    out: &mut impl DevicePtrMut<f32>,
+) -> Result<(), CudaError> {
+    let enough = a.len() >= rows * depth && b.len() >= depth * columns && out.len() >= rows * columns;
+    assert!(enough, "shapes of a product: [{rows}, {columns}, {depth}]");
+    if rows == 0 || columns == 0 {
+        return Ok(());
+    }
+    let [m, n, k] = [size(columns, "columns")?, size(rows, "rows")?, size(depth, "terms of a sum")?];
+    let (operation, leading) = match right {
+        Right::AsIs => (sys::cublasOperation_t::CUBLAS_OP_N, m),
+        Right::Transposed => (sys::cublasOperation_t::CUBLAS_OP_T, k.max(1)),
+    };
+    let stream = device.stream();
+    let ((a, _a), (b, _b), (out, _out)) = (a.device_ptr(stream), b.device_ptr(stream), out.device_ptr_mut(stream));
+    let (one, zero) = (1.0f32, 0.0f32);
+    // SAFETY: the handle is the device's own, the factors outlive the call, and every matrix was checked above to hold
+    // the numbers that its sizes and leading dimension say.
+    unsafe {
+        result::sgemm(
+            *device.blas().handle(),
+            operation,
+            sys::cublasOperation_t::CUBLAS_OP_N,
+            m,
+            n,
+            k,
+            &raw const one,
+            b as *const f32,
+            leading,
+            a as *const f32,
+            k.max(1),
+            &raw const zero,
+            out as *mut f32,
+            m,
+        )
+    }?;
+    Ok(())
+}
+
+/// Adds `xᵀx` to the lower triangle of `gram` (`[width, width]`), `x` being `[rows, width]`.
+pub(super) fn add_gram(
+    device: &Device,
+    gram: &mut impl DevicePtrMut<f32>,
+    x: &impl DevicePtr<f32>,
+    width: usize,
+) -> Result<(), CudaError> {
+    assert_eq!((gram.len(), x.len() % width), (width * width, 0), "shapes of gram and x");
+    let (n, k) = (size(width, "columns")?, size(x.len() / width, "rows")?);
+    let stream = device.stream();
+    let ((gram, _gram), (x, _x)) = (gram.device_ptr_mut(stream), x.device_ptr(stream));
+    let one = 1.0f32;
+    // SAFETY: as above. What is the lower triangle row by row is the upper one column by column.
+    unsafe {
+        sys::cublasSsyrk_v2(
+            *device.blas().handle(),
+            sys::cublasFillMode_t::CUBLAS_FILL_MODE_UPPER,
+            sys::cublasOperation_t::CUBLAS_OP_N,
+            n,
+            k,
+            &raw const one,
+            x as *const f32,
+            n,
+            &raw const one,
+            gram as *mut f32,
+            n,
+        )
+        .result()
+    }?;
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! Gram matrices, losses and products with packed weights, within the error of float32 sums.
+
+use crate::{
+    device, random,
+    solvers::{spec, weights},
+};
+use kernels::{QuantSpec, ScaleSearch, block_solve, cuda::PackedWeight};
+
+/// Half a unit of float32's last place.
+const UNIT: f64 = f64::EPSILON * 268_435_456.0; // 2^-24
+
+#[test]
+fn gram_matrices_agree_with_the_triple_loop() {
+    let Some(device) = device() else { return };
+    for (width, rows) in [(1, 1), (7, 0), (33, 64), (70, 5), (2, 20_000)] {
+        let (x, start) = (random(rows * width, 1), random(width * width, 2));
+        let mut gram = device.upload(&start).unwrap();
+        device.accumulate_gram(&mut gram, &device.upload(&x).unwrap(), width).unwrap();
+        let lower = device.download(&gram).unwrap();
+        device.mirror_gram(&mut gram, width).unwrap();
+        let whole = device.download(&gram).unwrap();
+        for i in 0..width {
+            for j in 0..=i {
+                let terms = x.chunks_exact(width).map(|row| f64::from(row[i]) * f64::from(row[j]));
+                let (sum, magnitude) = terms.fold((0.0, 0.0), |(sum, all), term| (sum + term, all + term.abs()));
+                let (got, before) = (f64::from(lower[i * width + j]), f64::from(start[i * width + j]));
+                let bound = UNIT * (rows as f64 + 1.0) * (magnitude + before.abs());
+                assert!((got - before - sum).abs() <= bound, "{width} x {rows} at {i},{j}");
+                assert_eq!(whole[j * width + i].to_bits(), lower[i * width + j].to_bits());
+                assert_eq!(whole[i * width + j].to_bits(), lower[i * width + j].to_bits());
+                if j < i {
+                    assert_eq!(lower[j * width + i], start[j * width + i], "above the diagonal");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_layers_agree_with_the_definition() {
+    let Some(device) = device() else { return };
+    for (rows, outputs, inputs) in [(1, 1, 1), (3, 17, 40), (20, 9, 128), (0, 4, 8)] {
+        let (x, w) = (random(rows * inputs, 1), random(outputs * inputs, 2));
+        let out = device.linear(&device.upload(&x).unwrap(), &device.upload(&w).unwrap(), inputs).unwrap();
+        check_product(&device.download(&out).unwrap(), &x, &w, inputs, &format!("{rows} x {outputs} x {inputs}"));
+    }
+}
+
+/// `out = x wᵀ` within what a float32 sum of `inputs` products in any order may err.
+fn check_product(out: &[f32], x: &[f32], w: &[f32], inputs: usize, case: &str) {
+    let outputs = w.len() / inputs;
+    assert_eq!(out.len(), x.len() / inputs * outputs);
+    for (row, x) in x.chunks_exact(inputs).enumerate() {
+        for (output, w) in w.chunks_exact(inputs).enumerate() {
+            let terms = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+            let (sum, magnitude) = terms.fold((0.0, 0.0), |(sum, all), term| (sum + term, all + term.abs()));
+            let error = (f64::from(out[row * outputs + output]) - sum).abs();
+            assert!(error <= UNIT * (inputs as f64 + 1.0) * magnitude, "{case}: {error} at {row},{output}");
+        }
+    }
+}
+
+#[test]
+fn packed_weights_multiply_like_the_weights_they_stand_for() {
+    let Some(device) = device() else { return };
+    for bits in [2, 3, 4, 8] {
+        for (outputs, inputs) in [(1, 8), (33, 100), (70, 64)] {
+            let spec = spec(bits, Some(16), false, ScaleSearch::MinMax);
+            let weight = random(outputs * inputs, 3);
+            let matrix = device.round_to_nearest(&weight, inputs, &spec).unwrap();
+            let dequantized = matrix.download(device).unwrap().dequantize();
+            let packed = PackedWeight::new(device, matrix).unwrap();
+            for rows in [0, 1, 2, 8, 9, 16, 17, 40] {
+                let x = random(rows * inputs, rows as u64);
+                let out = packed.multiply(device, &device.upload(&x).unwrap()).unwrap();
+                let case = format!("{bits} bits, {rows} x {outputs} x {inputs}");
+                check_product(&device.download(&out).unwrap(), &x, &dequantized, inputs, &case);
+            }
+        }
+    }
+}
+
+/// `e G eᵀ` in float64 for the errors that the CPU finds.
+fn energies(weight: &[f32], factors: &[f32], gram: &[f32], spec: &QuantSpec) -> Vec<(f64, f64)> {
+    let inputs = factors.len();
+    let mut errors: Vec<f32> = weight.iter().enumerate().map(|(at, w)| w * factors[at % inputs]).collect();
+    block_solve::rounding_errors(&mut errors, inputs, spec);
+    errors.iter_mut().enumerate().for_each(|(at, error)| *error /= factors[at % inputs]);
+    let energy = |e: &[f32]| {
+        let mut sums = (0.0, 0.0);
+        for i in 0..inputs {
+            for j in 0..inputs {
+                let term = f64::from(e[i]) * f64::from(gram[i * inputs + j]) * f64::from(e[j]);
+                sums = (sums.0 + term, sums.1 + term.abs());
+            }
+        }
+        sums
+    };
+    errors.chunks_exact(inputs).map(energy).collect()
+}
+
+#[test]
+fn the_loss_that_awq_searches_by_is_that_of_the_cpus_errors() {
+    let Some(device) = device() else { return };
+    for (rows, inputs) in [(1, 8), (150, 40), (9, 129)] {
+        for scale_search in [ScaleSearch::MinMax, ScaleSearch::Mse] {
+            let spec = spec(4, Some(16), false, scale_search);
+            let x = random(3 * inputs * inputs, 1);
+            let mut gram = device.zeros(inputs * inputs).unwrap();
+            device.accumulate_gram(&mut gram, &device.upload(&x).unwrap(), inputs).unwrap();
+            device.mirror_gram(&mut gram, inputs).unwrap();
+            let factors: Vec<f32> = random(inputs, 2).iter().map(|f| 1.5 + f).collect();
+            let weight: Vec<f32> =
+                weights(rows, inputs, 3).into_iter().map(|w| if w.is_finite() { w } else { 0.5 }).collect();
+            let got = device.scaled_rounding_energies(&weight, &factors, &gram, &spec).unwrap();
+            let expected = energies(&weight, &factors, &device.download(&gram).unwrap(), &spec);
+            for (row, (got, (energy, magnitude))) in got.iter().zip(expected).enumerate() {
+                // The products' float32 sums; what is summed over them is float64.
+                let bound = UNIT * (inputs as f64 + 1.0) * magnitude;
+                assert!((got - energy).abs() <= bound, "{rows} x {inputs}, row {row}: {got} {energy}");
+            }
+        }
+    }
+}
