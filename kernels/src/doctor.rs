@@ -3,6 +3,7 @@
 use crate::{
     Compute,
     bfloat16::{self, Unit},
+    cuda::{CudaError, Device},
 };
 use rayon::prelude::*;
 use serde::Serialize;
@@ -35,8 +36,8 @@ pub struct Findings {
     pub gflops_all_threads: f64,
     /// Of a product of numbers rounded to bfloat16, on all threads together, where there are instructions for it.
     pub gflops_bfloat16_all_threads: Option<f64>,
-    /// Whether a graphics processor can be used.
-    pub cuda: &'static str,
+    /// The graphics processors that can be used, or why there are none.
+    pub cuda: String,
 }
 
 /// Looks, and times products for about a second: float32 on one thread and on all of the current pool, bfloat16 on all.
@@ -62,7 +63,23 @@ pub fn examine() -> Findings {
         gflops_one_thread: gflops(Compute::F32, third),
         gflops_all_threads: all(Compute::F32),
         gflops_bfloat16_all_threads: bfloat16::unit().map(|_| all(Compute::Bf16)),
-        cuda: "not in this build",
+        cuda: cuda(),
+    }
+}
+
+/// Every device by name, or why it can't be used.
+fn cuda() -> String {
+    let describe = |ordinal| match Device::open(ordinal) {
+        Ok(device) => {
+            let memory = device.memory().map_or(0, |(_, total)| total >> 30);
+            format!("{}, sm_{}, {memory} GiB", device.name(), device.architecture())
+        }
+        Err(error) => error.to_string(),
+    };
+    match Device::count() {
+        Ok(0) => CudaError::NoDevices.to_string(),
+        Ok(count) => (0..count).map(describe).collect::<Vec<_>>().join("; "),
+        Err(error) => error.to_string(),
     }
 }
 
