@@ -21,6 +21,7 @@ mod dispatch;
 pub mod divergence;
 pub mod doctor;
 pub mod drift;
+pub mod engine;
 mod exponential;
 pub mod gemm;
 pub mod gram;
@@ -37,5 +38,6 @@ pub mod stored;
 mod testing;
 
 pub use compute::Compute;
+pub use engine::Engine;
 pub use matrix::QuantizedMatrix;
 pub use spec::{ActOrder, QuantSpec, ScaleSearch, SpecError};

@@ -33,9 +33,10 @@ use crate::{
 };
 use calibration::LayerStatistics;
 use kernels::{
-    QuantSpec, QuantizedMatrix,
+    Engine, QuantSpec, QuantizedMatrix,
     block_solve::{self, Grids},
     clip,
+    cuda::CudaError,
     kquant::BlockType,
 };
 use model::Linear;
@@ -124,6 +125,8 @@ pub struct Awq {
     pub compensation: Option<Gptq>,
     /// What was folded into the present block.
     pub folded: FoldedBlock,
+    /// Where rounding is done.
+    pub engine: Engine,
 }
 
 impl Solver for Awq {
@@ -146,7 +149,10 @@ impl Solver for Awq {
                 let (matrix, factor) = gptq.compensate(linear, spec, hessian, grids)?;
                 (matrix, Some(Factorization::of(&factor, gptq.damping)))
             }
-            None => (round(linear, spec, grids(&linear.weight, hessian.gram(), &stored_groups(linear, spec))), None),
+            None => {
+                let grids = grids(&linear.weight, hessian.gram(), &stored_groups(linear, spec));
+                (self.round(linear, spec, grids)?, None)
+            }
         };
         let mut report = self.measure(linear, &matrix, hessian);
         report.factorization = factorization;
@@ -163,6 +169,14 @@ impl Solver for Awq {
 }
 
 impl Awq {
+    /// Rounded to nearest on `grids`, or on full ones.
+    fn round(&self, linear: &Linear, spec: &QuantSpec, grids: Option<Grids>) -> Result<QuantizedMatrix, CudaError> {
+        match grids {
+            Some(grids) => self.engine.round_on(&linear.weight, &stored_groups(linear, spec), &grids, spec),
+            None => self.engine.round_to_nearest(&linear.weight, linear.inputs, spec),
+        }
+    }
+
     /// What the integers cost, and what rounding the weights as they were given would have, both in the outputs of the
     /// model as it was given.
     fn measure(&self, linear: &Linear, matrix: &QuantizedMatrix, hessian: &Hessian<'_>) -> LayerReport {
@@ -183,14 +197,6 @@ impl Awq {
             scaling: folded.report.clone(),
             ..LayerReport::unmeasured(linear, &matrix.spec)
         }
-    }
-}
-
-/// Rounded to nearest on `grids`, or on full ones.
-fn round(linear: &Linear, spec: &QuantSpec, grids: Option<Grids>) -> QuantizedMatrix {
-    match grids {
-        Some(grids) => block_solve::round_on(&linear.weight, linear.inputs, &stored_groups(linear, spec), &grids, spec),
-        None => block_solve::round_to_nearest(&linear.weight, linear.inputs, spec),
     }
 }
 

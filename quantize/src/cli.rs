@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use calibration::{Inputs, Packing, Sequence, WindowOptions};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use console::generated::Kind;
-use kernels::{ActOrder, Compute, ScaleSearch};
+use kernels::{ActOrder, Compute, ScaleSearch, engine::Choice};
 use model::{Stage, format::Target};
 use quantize::{AwqOptions, Conversion, Method, Objective, Options, Request};
 use std::{path::PathBuf, thread};
@@ -243,6 +243,13 @@ struct Resources {
     /// Threads [default: all cores]; the result does not depend on it
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
+    /// Where weights are solved: `auto`, `cpu`, `cuda` or `cuda:N`; the result does not depend on it
+    ///
+    /// On a CUDA device, weights are rounded and error-compensated; everything else runs on the CPU, and so do the block
+    /// formats of GGUF. `auto` takes the first device that can be used, else the CPU. No graphics processor has run this
+    /// yet: see docs/cuda.md.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Choice,
     /// Most memory to take, such as 8GiB [default: four fifths of what is free]
     ///
     /// Activations that don't fit are kept in a temporary file beside the output.
@@ -311,6 +318,7 @@ impl Run {
             memory: self.resources.memory,
             overwrite: self.output.overwrite,
             save_imatrix: self.output.save_imatrix,
+            device: self.resources.device,
         };
         Ok((request, wishes))
     }

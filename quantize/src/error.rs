@@ -12,6 +12,9 @@ pub enum QuantizeError {
     /// The calibration set or the walk over the model.
     #[error(transparent)]
     Calibration(#[from] calibration::CalibrationError),
+    /// The device that was to solve.
+    #[error("--device: {0}")]
+    Device(#[from] kernels::cuda::CudaError),
     /// A setting of one module that no quantizer here can follow.
     #[error("{module}: {source}")]
     Spec {

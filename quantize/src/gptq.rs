@@ -40,7 +40,7 @@ use crate::{
     solver::{Factorization, LayerReport, Solver, check_finite},
 };
 use kernels::{
-    QuantSpec, QuantizedMatrix,
+    Engine, QuantSpec, QuantizedMatrix,
     block_solve::{self, Grids},
     drift,
 };
@@ -55,6 +55,8 @@ pub struct Gptq {
     pub input_correction: f64,
     /// Whether the errors of the outputs are measured too, which takes longer than solving.
     pub measured: bool,
+    /// Where the loop over columns runs.
+    pub engine: Engine,
 }
 
 impl Solver for Gptq {
@@ -87,10 +89,7 @@ impl Gptq {
         let factor = hessian.factor(&plan.order, self.damping, &linear.name)?;
         let weight = target(linear, hessian, &factor, self.input_correction);
         let grids = grids(&weight, hessian.gram(), &plan.group_index);
-        let matrix = match grids {
-            Some(grids) => block_solve::compensate_on(&weight, &factor.upper, &plan, spec, &grids),
-            None => block_solve::compensate(&weight, &factor.upper, &plan, spec),
-        };
+        let matrix = self.engine.compensate(&weight, &factor.upper, &plan, spec, grids.as_ref())?;
         Ok((matrix, factor))
     }
 

@@ -16,7 +16,7 @@ use crate::{
 };
 use calibration::{CalibrationSet, captured::Statistics, domain::Domain, driver};
 use console::{Progress, machine};
-use kernels::QuantSpec;
+use kernels::{Engine, QuantSpec, engine::Choice};
 use model::{
     Checkpoint, Linear, ModelError, Stage,
     format::{
@@ -49,6 +49,8 @@ pub struct Request {
     pub overwrite: bool,
     /// Where the sums of squared activations go, as an importance matrix.
     pub save_imatrix: Option<PathBuf>,
+    /// Where weights are solved.
+    pub device: Choice,
 }
 
 /// A run that can start.
@@ -69,6 +71,8 @@ pub struct Job {
     pub identity: Value,
     /// When it began.
     pub started: Instant,
+    /// Where weights are solved.
+    pub engine: Engine,
 }
 
 impl Job {
@@ -78,6 +82,7 @@ impl Job {
         if request.out.exists() && !request.overwrite && !Journal::folder_of(&request.out).exists() {
             return Err(QuantizeError::OutputExists { path: request.out });
         }
+        let engine = request.device.open()?;
         let checkpoint = Checkpoint::open(&request.model)?.computed(request.options.compute);
         let mut plan = request.options.clone().check(&checkpoint.config)?;
         check_names(&request, &plan)?;
@@ -100,7 +105,7 @@ impl Job {
         if let Some(hash) = imatrix_sha256 {
             identity["imatrix_sha256"] = hash.into();
         }
-        Ok(Self { request, checkpoint, plan, calibration, importance, cost, identity, started })
+        Ok(Self { request, checkpoint, plan, calibration, importance, cost, identity, started, engine })
     }
 
     /// The effective settings and what to know about them, a line each.
@@ -119,6 +124,9 @@ impl Job {
             ));
         }
         lines.push(format!("threads: {}", self.request.threads));
+        if self.request.device != Choice::Cpu {
+            lines.push(format!("device: {}", self.engine));
+        }
         lines.push(format!("out: {}", self.request.out.display()));
         lines.extend(self.plan.warnings.iter().map(|warning| format!("warning: {warning}")));
         let journal = Journal::folder_of(&self.request.out);
@@ -204,7 +212,7 @@ impl Job {
             activation_bytes_in_memory: usize::try_from(self.cost.activations_in_memory).unwrap_or(usize::MAX),
             spill_folder: journal.folder().to_owned(),
         };
-        let mut quantizer = Quantizer::new(&self.plan, journal, self.importance.as_ref(), progress);
+        let mut quantizer = Quantizer::new(&self.plan, journal, self.importance.as_ref(), progress, &self.engine);
         driver::drive(&self.checkpoint, &set.windows, &options, &mut quantizer).map_err(QuantizeError::from_driver)?;
         let Some(path) = &self.request.save_imatrix else { return Ok(()) };
         let longest = set.windows.iter().map(Vec::len).max().unwrap_or(0);
@@ -231,7 +239,7 @@ impl Job {
 
     fn round(&self, linear: &Linear, spec: &QuantSpec) -> Result<Solved, QuantizeError> {
         let Some(kind) = self.plan.blocks_of(&linear.name) else {
-            return rtn::round(linear, spec).map(|(matrix, report)| (matrix.into(), report));
+            return rtn::round(linear, spec, &self.engine).map(|(matrix, report)| (matrix.into(), report));
         };
         let importance = self.importance.as_ref().and_then(|known| known.get(&linear.name)).map(Vec::as_slice);
         blocks::round(linear, kind, importance).map(|(matrix, report)| (matrix.into(), report))

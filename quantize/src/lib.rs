@@ -43,7 +43,7 @@ pub use error::QuantizeError;
 pub use hessian::Hessian;
 pub use job::{Job, Request};
 pub use journal::Journal;
-pub use kernels::{Compute, doctor::examine};
+pub use kernels::{Compute, Engine, doctor::examine, engine};
 pub use matrix::Matrix;
 pub use plan::{AwqOptions, Method, Objective, Options, ValidPlan};
 pub use report::Outcome;

@@ -5,12 +5,15 @@ use crate::{
     Hessian, QuantizeError,
     solver::{LayerReport, Solver, check_finite},
 };
-use kernels::{QuantSpec, QuantizedMatrix, block_solve};
+use kernels::{Engine, QuantSpec, QuantizedMatrix};
 use model::Linear;
 use std::time::Instant;
 
 /// Round to nearest, measured on calibration inputs.
-pub struct RoundToNearest;
+pub struct RoundToNearest {
+    /// Where the rounding is done.
+    pub engine: Engine,
+}
 
 impl Solver for RoundToNearest {
     fn solve(
@@ -20,7 +23,7 @@ impl Solver for RoundToNearest {
         hessian: &mut Hessian<'_>,
     ) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
         let started = Instant::now();
-        let (matrix, mut report) = round(linear, spec)?;
+        let (matrix, mut report) = round(linear, spec, &self.engine)?;
         let error = self.output_error(linear, &matrix.dequantize(), hessian);
         report.tokens = hessian.tokens();
         report.error_round_to_nearest = Some(error);
@@ -32,10 +35,14 @@ impl Solver for RoundToNearest {
 }
 
 /// Rounds without looking at inputs; the report holds no errors.
-pub fn round(linear: &Linear, spec: &QuantSpec) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
+pub fn round(
+    linear: &Linear,
+    spec: &QuantSpec,
+    engine: &Engine,
+) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
     let started = Instant::now();
     check_finite(linear)?;
-    let matrix = block_solve::round_to_nearest(&linear.weight, linear.inputs, spec);
+    let matrix = engine.round_to_nearest(&linear.weight, linear.inputs, spec)?;
     let seconds = started.elapsed().as_secs_f64();
     let report = LayerReport { seconds, ..LayerReport::unmeasured(linear, spec) };
     Ok((matrix, report))

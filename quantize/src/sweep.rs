@@ -20,6 +20,7 @@ use calibration::{
     captured::{BlockStatistics, Statistics},
 };
 use console::{Progress, Silence};
+use kernels::Engine;
 use model::Checkpoint;
 
 /// A plan and where its blocks go.
@@ -53,7 +54,9 @@ pub fn sweep(
     drop(silence);
     let quantizers = members.iter().zip(&mut counted);
     let mut quantizers: Vec<Quantizer<'_>> = quantizers
-        .map(|(member, progress)| Quantizer::measuring(member.plan, member.journal, None, progress, false))
+        .map(|(member, progress)| {
+            Quantizer::measuring(member.plan, member.journal, None, progress, false, &Engine::Cpu)
+        })
         .collect();
     for index in 0..checkpoint.config.layers.len() {
         let open: Vec<&mut Quantizer<'_>> =

@@ -17,6 +17,7 @@ use calibration::{
     driver::Divisors,
 };
 use console::Progress;
+use kernels::Engine;
 use model::{
     Block, Linear, Stage,
     decoder::Head,
@@ -49,14 +50,15 @@ enum Algorithm {
 }
 
 impl<'a> Quantizer<'a> {
-    /// For `plan`, into `journal`; every module is a step of `progress`. `importance` weighs errors in block formats.
+    /// For `plan`, into `journal`; every module is a step of `progress`; rounded on `engine`. `importance` weighs errors in block formats.
     pub fn new(
         plan: &'a ValidPlan,
         journal: &'a Journal,
         importance: Option<&'a Importance>,
         progress: &'a mut Progress,
+        engine: &Engine,
     ) -> Self {
-        Self::measuring(plan, journal, importance, progress, true)
+        Self::measuring(plan, journal, importance, progress, true, engine)
     }
 
     /// The same; the outputs' errors of error compensation are only `measured` where wanted.
@@ -66,14 +68,19 @@ impl<'a> Quantizer<'a> {
         importance: Option<&'a Importance>,
         progress: &'a mut Progress,
         measured: bool,
+        engine: &Engine,
     ) -> Self {
         let Options { method, damping, input_correction, act_order, .. } = plan.options;
-        let gptq = Gptq { damping, input_correction, measured };
-        let awq =
-            |compensation| Awq { options: plan.options.awq.clone(), compensation, folded: FoldedBlock::default() };
+        let gptq = Gptq { damping, input_correction, measured, engine: engine.clone() };
+        let awq = |compensation| Awq {
+            options: plan.options.awq.clone(),
+            compensation,
+            folded: FoldedBlock::default(),
+            engine: engine.clone(),
+        };
         let algorithm = match method {
             Method::Gptq => Algorithm::Plain(Box::new(gptq)),
-            Method::Rtn => Algorithm::Plain(Box::new(RoundToNearest)),
+            Method::Rtn => Algorithm::Plain(Box::new(RoundToNearest { engine: engine.clone() })),
             Method::Awq => Algorithm::Awq(awq(None)),
             Method::AwqGptq => Algorithm::Awq(awq(Some(gptq))),
         };

@@ -6,7 +6,7 @@
 mod small_model;
 
 use calibration::LayerStatistics;
-use kernels::{ActOrder, QuantSpec, ScaleSearch, block_solve};
+use kernels::{ActOrder, Engine, QuantSpec, ScaleSearch, block_solve};
 use model::{Block, Checkpoint, Linear, Stage, decoder::Activations};
 use proptest::prelude::*;
 use quantize::{
@@ -181,7 +181,7 @@ fn awq(
     statistics: &LayerStatistics,
 ) -> Solved {
     let mut hessian = Hessian::new(statistics, &linear.name)?;
-    Awq { options, compensation, folded: FoldedBlock::default() }.solve(linear, spec, &mut hessian)
+    Awq { options, compensation, folded: FoldedBlock::default(), engine: Engine::Cpu }.solve(linear, spec, &mut hessian)
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn without_clipping_and_scaling_the_integers_are_those_of_the_plain_methods() {
     let plain = AwqOptions { clip: false, ..AwqOptions::default() };
     for act_order in [ActOrder::None, ActOrder::Desc, ActOrder::Static, ActOrder::Group] {
         let spec = QuantSpec { act_order, ..spec(3, Some(16), false) };
-        let gptq = || Gptq { measured: true, damping: 0.01, input_correction: 0.0 };
+        let gptq = || Gptq { measured: true, damping: 0.01, input_correction: 0.0, engine: Engine::Cpu };
         let (ours, report) = awq(plain.clone(), Some(gptq()), &linears[0], &spec, &statistics).unwrap();
         let mut hessian = Hessian::new(&statistics, "q").unwrap();
         let (theirs, plain_report) = gptq().solve(&linears[0], &spec, &mut hessian).unwrap();
@@ -218,7 +218,7 @@ fn compensation_beats_rounding_on_the_same_clipped_grids() {
         let spec = QuantSpec { act_order, ..spec(3, Some(16), false) };
         awq(AwqOptions::default(), compensation, &linears[0], &spec, &statistics).unwrap()
     };
-    let gptq = || Some(Gptq { measured: true, damping: 0.01, input_correction: 0.0 });
+    let gptq = || Some(Gptq { measured: true, damping: 0.01, input_correction: 0.0, engine: Engine::Cpu });
     for act_order in [ActOrder::None, ActOrder::Static, ActOrder::Group] {
         let ((compensated, after), (rounded, before)) = (solve(act_order, gptq()), solve(act_order, None));
         assert_eq!(after.clipping, before.clipping);

@@ -3,14 +3,14 @@
 #![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
 
 use calibration::LayerStatistics;
-use kernels::{ActOrder, QuantSpec, QuantizedMatrix, ScaleSearch, grid::Grid};
+use kernels::{ActOrder, Engine, QuantSpec, QuantizedMatrix, ScaleSearch, grid::Grid};
 use model::Linear;
 use quantize::{Hessian, LayerReport, QuantizeError, Solver, gptq::Gptq, rtn::RoundToNearest};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const DAMPING: f64 = 0.01;
-const GPTQ: Gptq = Gptq { measured: true, damping: DAMPING, input_correction: 0.0 };
+const GPTQ: Gptq = Gptq { measured: true, damping: DAMPING, input_correction: 0.0, engine: Engine::Cpu };
 
 struct Problem {
     linear: Linear,
@@ -247,7 +247,8 @@ fn problems_wider_than_a_block_are_the_textbook_s_too() {
 fn one_column_is_rounded() {
     let problem = problem(1, 6, 1, 10, &[]);
     let (solved, report) = solve(&GPTQ, &problem, &spec(ActOrder::Static, 4, None, false)).unwrap();
-    let (nearest, _) = solve(&RoundToNearest, &problem, &spec(ActOrder::None, 4, None, false)).unwrap();
+    let (nearest, _) =
+        solve(&RoundToNearest { engine: Engine::Cpu }, &problem, &spec(ActOrder::None, 4, None, false)).unwrap();
     assert_eq!((solved.codes, solved.scales), (nearest.codes, nearest.scales));
     assert_eq!(report.error, report.error_round_to_nearest);
 }
@@ -296,7 +297,7 @@ fn a_singular_hessian_is_rescued_and_said_so() {
     // Two tokens for 40 columns, no damping: no arithmetic can factor that.
     let problem = problem(13, 8, 40, 2, &[]);
     let (_, report) = solve(
-        &Gptq { measured: true, damping: 0.0, input_correction: 0.0 },
+        &Gptq { measured: true, damping: 0.0, input_correction: 0.0, engine: Engine::Cpu },
         &problem,
         &spec(ActOrder::Static, 4, Some(8), true),
     )
@@ -387,7 +388,7 @@ fn by_explicit_solves(problem: &Problem, drift: &[f64], spec: &QuantSpec) -> (Ve
 
 #[test]
 fn a_drifted_input_is_made_up_for_as_by_solving_for_all_free_columns_at_each_step() {
-    let corrected = Gptq { measured: true, damping: DAMPING, input_correction: 1.0 };
+    let corrected = Gptq { measured: true, damping: DAMPING, input_correction: 1.0, engine: Engine::Cpu };
     let (mut parted, mut rows) = (0, 0);
     for act_order in [ActOrder::None, ActOrder::Desc, ActOrder::Static, ActOrder::Group] {
         for (seed, n, bits, group_size, dead) in
@@ -422,7 +423,7 @@ fn without_drift_the_integers_are_gptq_s() {
         let spec = spec(act_order, 3, Some(32), false);
         let (plain, _) = solve(&GPTQ, &problem, &spec).unwrap();
         problem.statistics.drift = Some(vec![0.0; 150 * 150]);
-        let corrected = Gptq { measured: true, damping: DAMPING, input_correction: 1.0 };
+        let corrected = Gptq { measured: true, damping: DAMPING, input_correction: 1.0, engine: Engine::Cpu };
         assert_eq!(solve(&corrected, &problem, &spec).unwrap().0, plain);
         let (problem, _) = drifted(problem, 5);
         assert_eq!(solve(&GPTQ, &problem, &spec).unwrap().0, plain, "a correction of 0 is none");

@@ -354,6 +354,7 @@ fn quantize(opened: &Opened, unit: &Unit, out: &Path, threads: usize) -> Result<
         memory: memory_limit(&opened.file.budget),
         overwrite: true,
         save_imatrix: None,
+        device: quantize::engine::Choice::Cpu,
     })?;
     let outcome = job.run()?;
     let (totals, output) = (outcome.totals, &outcome.outputs[0]);

@@ -109,11 +109,22 @@ pub fn solve(what: &Solve) -> Result<Outcome, StudyError> {
         memory: None,
         overwrite: false,
         save_imatrix: None,
+        device: quantize::engine::Choice::Cpu,
     };
     if what.out.exists() {
         return Err(QuantizeError::OutputExists { path: what.out.clone() }.into());
     }
-    let job = Job { request, checkpoint, plan, calibration: None, importance: None, cost, identity, started };
+    let job = Job {
+        request,
+        checkpoint,
+        plan,
+        calibration: None,
+        importance: None,
+        cost,
+        identity,
+        started,
+        engine: quantize::Engine::Cpu,
+    };
     Ok(job.run_on(&Mixture(parts))?)
 }
 

@@ -1,7 +1,8 @@
 // Each thread of a block is a fiber with a stack of its own. They run in turn until they wait or end; when none can run,
 // either all wait at the same barrier, and pass it, or the kernel is wrong.
 //
-// STANDIN_ORDER=forward|reverse|random:SEED sets who runs first: threads that are only right in one order lack a barrier.
+// STANDIN_ORDER sets who runs first; threads that are only right in one order lack a barrier. `forward` and `reverse` take
+// warp after warp, each as far as it goes before it needs the others; `random:SEED` takes a thread here and there.
 #include "scheduler.h"
 #include <algorithm>
 #include <cstdlib>
@@ -172,33 +173,61 @@ struct Order {
         generator.seed(colon == std::string::npos ? 1 : std::stoul(text.substr(colon + 1)));
     }
 
-    void arrange(std::vector<unsigned>& threads) {
-        std::iota(threads.begin(), threads.end(), 0u);
+    // What is to be taken in turn: threads, or warps.
+    std::vector<unsigned> turns(unsigned count) {
+        std::vector<unsigned> turns(count);
+        std::iota(turns.begin(), turns.end(), 0u);
         if (kind == Reverse) {
-            std::reverse(threads.begin(), threads.end());
+            std::reverse(turns.begin(), turns.end());
         } else if (kind == Random) {
-            std::shuffle(threads.begin(), threads.end(), generator);
+            std::shuffle(turns.begin(), turns.end(), generator);
         }
+        return turns;
     }
 };
 
-// Lets the lanes of each warp go on whose exchange is complete. Returns whether any could.
-static bool release_warps(unsigned threads) {
-    bool any = false;
-    for (size_t w = 0; w < warps.size(); ++w) {
-        Warp& warp = warps[w];
-        if (!warp.arrived || warp.arrived != warp.mask) {
-            continue;
+// Lets the lanes of a warp go on if its exchange is complete. Returns whether it is.
+static bool release_warp(unsigned number, unsigned threads) {
+    Warp& warp = warps[number];
+    if (!warp.arrived || warp.arrived != warp.mask) {
+        return false;
+    }
+    for (unsigned l = 0; l < WARP && number * WARP + l < threads; ++l) {
+        if (warp.arrived >> l & 1) {
+            fibers[number * WARP + l].state = State::Ready;
         }
-        for (unsigned l = 0; l < WARP && w * WARP + l < threads; ++l) {
-            if (warp.arrived >> l & 1) {
-                fibers[w * WARP + l].state = State::Ready;
+    }
+    warp.arrived = 0;
+    return true;
+}
+
+// Runs those threads of a warp that can, once, and completes their exchange. Returns whether any ran.
+static bool step_warp(unsigned number, unsigned threads, Order& order) {
+    bool ran = false;
+    for (unsigned l : order.turns(std::min(WARP, threads - number * WARP))) {
+        Fiber& fiber = fibers[number * WARP + l];
+        if (fiber.state == State::Ready && failure.empty()) {
+            resume(fiber);
+            ran = true;
+        }
+    }
+    return release_warp(number, threads) || ran;
+}
+
+// Runs all threads until none can.
+static void run_warps(unsigned threads, Order& order) {
+    bool ran = true;
+    while (ran && failure.empty()) {
+        ran = false;
+        for (unsigned w : order.turns(unsigned(warps.size()))) {
+            while (step_warp(w, threads, order)) {
+                ran = true;
+                if (order.kind == Order::Random) {
+                    break;
+                }
             }
         }
-        warp.arrived = 0;
-        any = true;
     }
-    return any;
 }
 
 // When no thread can run: all of them have ended, all pass a barrier, or the kernel is wrong. Whether it goes on.
@@ -243,20 +272,8 @@ static void run_block(unsigned threads, Order& order, const Shared& shared) {
     for (unsigned t = 0; t < threads; ++t) {
         start(fibers[t], t, runtime.block_size);
     }
-    std::vector<unsigned> turns(threads);
     do {
-        bool ran = true;
-        while (ran && failure.empty()) {
-            ran = false;
-            order.arrange(turns);
-            for (unsigned t : turns) {
-                if (fibers[t].state == State::Ready && failure.empty()) {
-                    resume(fibers[t]);
-                    ran = true;
-                }
-            }
-            ran |= release_warps(threads);
-        }
+        run_warps(threads, order);
     } while (failure.empty() && release_barrier(threads));
 }
 

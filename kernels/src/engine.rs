@@ -1,0 +1,156 @@
+//! Where the solvers' loops run: [`Engine`]. The integers are the same everywhere, so that it is no setting of a result.
+
+use crate::{
+    QuantSpec, QuantizedMatrix,
+    block_solve::{self, ColumnPlan, Grids},
+    cuda::{CudaError, Device, DeviceMatrix},
+};
+use std::{fmt, str::FromStr, sync::Arc};
+
+/// What a user asks for: `auto`, `cpu`, `cuda` or `cuda:N`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The first CUDA device if it can be opened, else the CPU.
+    Auto,
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// A CUDA device, counted from 0; an error if it can't be opened.
+    Cuda(usize),
+}
+
+/// A place to solve in, ready.
+#[derive(Clone, Debug, Default)]
+pub enum Engine {
+    /// The current thread pool.
+    #[default]
+    Cpu,
+    /// A graphics processor.
+    Cuda(Arc<Device>),
+}
+
+impl Choice {
+    /// Opens what was chosen.
+    ///
+    /// # Errors
+    /// A device was named and can't be opened.
+    pub fn open(self) -> Result<Engine, CudaError> {
+        match self {
+            Self::Cpu => Ok(Engine::Cpu),
+            Self::Auto => Ok(Self::Cuda(0).open().unwrap_or_default()),
+            Self::Cuda(ordinal) => Ok(Engine::Cuda(Arc::new(Device::open(ordinal)?))),
+        }
+    }
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let ordinal = text.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+                ordinal.map(Self::Cuda).ok_or_else(|| "choose `auto`, `cpu`, `cuda` or `cuda:N`".to_owned())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(device) => write!(f, "cuda ({}, sm_{})", device.name(), device.architecture()),
+        }
+    }
+}
+
+impl Engine {
+    /// [`block_solve::round_to_nearest`].
+    pub fn round_to_nearest(
+        &self,
+        weight: &[f32],
+        inputs: usize,
+        spec: &QuantSpec,
+    ) -> Result<QuantizedMatrix, CudaError> {
+        self.pick(
+            || block_solve::round_to_nearest(weight, inputs, spec),
+            |device| device.round_to_nearest(weight, inputs, spec),
+        )
+    }
+
+    /// [`block_solve::round_on`], the columns' count being that of `group_index`.
+    pub fn round_on(
+        &self,
+        weight: &[f32],
+        group_index: &[u32],
+        grids: &Grids,
+        spec: &QuantSpec,
+    ) -> Result<QuantizedMatrix, CudaError> {
+        self.pick(
+            || block_solve::round_on(weight, group_index.len(), group_index, grids, spec),
+            |device| device.round_on(weight, group_index, grids, spec),
+        )
+    }
+
+    /// [`block_solve::compensate`], or, with `grids`, [`block_solve::compensate_on`].
+    pub fn compensate(
+        &self,
+        weight: &[f32],
+        u: &[f32],
+        plan: &ColumnPlan,
+        spec: &QuantSpec,
+        grids: Option<&Grids>,
+    ) -> Result<QuantizedMatrix, CudaError> {
+        match grids {
+            None => self.pick(
+                || block_solve::compensate(weight, u, plan, spec),
+                |device| device.compensate(weight, u, plan, spec),
+            ),
+            Some(grids) => self.pick(
+                || block_solve::compensate_on(weight, u, plan, spec, grids),
+                |device| device.compensate_on(weight, u, plan, spec, grids),
+            ),
+        }
+    }
+
+    fn pick(
+        &self,
+        cpu: impl FnOnce() -> QuantizedMatrix,
+        cuda: impl FnOnce(&Device) -> Result<DeviceMatrix, CudaError>,
+    ) -> Result<QuantizedMatrix, CudaError> {
+        match self {
+            Self::Cpu => Ok(cpu()),
+            Self::Cuda(device) => cuda(device)?.download(device),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_read_back_as_they_are_written() {
+        for choice in [Choice::Auto, Choice::Cpu, Choice::Cuda(0), Choice::Cuda(3)] {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        assert_eq!("cuda".parse(), Ok(Choice::Cuda(0)));
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x"] {
+            assert!(wrong.parse::<Choice>().is_err(), "{wrong}");
+        }
+    }
+}
