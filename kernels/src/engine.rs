@@ -3,7 +3,7 @@
 use crate::{
     QuantSpec, QuantizedMatrix,
     block_solve::{self, ColumnPlan, Grids},
-    cuda::{CudaError, Device, DeviceMatrix},
+    cuda::{self, CudaError, Device, DeviceMatrix},
 };
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -79,6 +79,31 @@ impl fmt::Display for Engine {
 }
 
 impl Engine {
+    /// What was `chosen` and what came of it, for people: where `auto` found no device, why.
+    pub fn describe(&self, chosen: Choice) -> String {
+        match (self, chosen) {
+            (Self::Cpu, Choice::Auto) => match Device::open(0) {
+                Ok(_) => self.to_string(),
+                Err(error) => format!("{self} ({error})"),
+            },
+            _ => self.to_string(),
+        }
+    }
+
+    /// Refuses a weight `[outputs, inputs]` that is too large for the device's memory.
+    ///
+    /// # Errors
+    /// With the amount that is needed.
+    pub fn check_room(&self, outputs: usize, inputs: usize, spec: &QuantSpec) -> Result<(), CudaError> {
+        match self {
+            Self::Cpu => Ok(()),
+            Self::Cuda(device) => {
+                let needed = cuda::bytes_to_solve(outputs, inputs, spec);
+                device.require(needed, &format!("solving a weight of {outputs} x {inputs}"))
+            }
+        }
+    }
+
     /// [`block_solve::round_to_nearest`].
     pub fn round_to_nearest(
         &self,

@@ -144,15 +144,12 @@ impl Solver for Awq {
             clipping = Some(ClippingReport::of(&clipped.keep));
             Some(clipped.grids)
         };
-        let (matrix, factorization) = match &self.compensation {
-            Some(gptq) => {
-                let (matrix, factor) = gptq.compensate(linear, spec, hessian, grids)?;
-                (matrix, Some(Factorization::of(&factor, gptq.damping)))
-            }
-            None => {
-                let grids = grids(&linear.weight, hessian.gram(), &stored_groups(linear, spec));
-                (self.round(linear, spec, grids)?, None)
-            }
+        let (matrix, factorization) = if let Some(gptq) = &self.compensation {
+            let (matrix, factor) = gptq.compensate(linear, spec, hessian, grids)?;
+            (matrix, Some(Factorization::of(&factor, gptq.damping)))
+        } else {
+            let grids = grids(&linear.weight, hessian.gram(), &stored_groups(linear, spec));
+            (self.round(linear, spec, grids)?, None)
         };
         let mut report = self.measure(linear, &matrix, hessian);
         report.factorization = factorization;

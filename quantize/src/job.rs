@@ -86,6 +86,7 @@ impl Job {
         let checkpoint = Checkpoint::open(&request.model)?.computed(request.options.compute);
         let mut plan = request.options.clone().check(&checkpoint.config)?;
         check_names(&request, &plan)?;
+        check_room(&engine, &plan)?;
         let calibration = calibration_set(&plan.options, &checkpoint)?;
         let imatrix = plan.options.imatrix.as_ref().map(PathBuf::from);
         let importance = imatrix.as_ref().map(|path| read_importance(path, &checkpoint, &plan)).transpose()?;
@@ -125,7 +126,7 @@ impl Job {
         }
         lines.push(format!("threads: {}", self.request.threads));
         if self.request.device != Choice::Cpu {
-            lines.push(format!("device: {}", self.engine));
+            lines.push(format!("device: {}", self.engine.describe(self.request.device)));
         }
         lines.push(format!("out: {}", self.request.out.display()));
         lines.extend(self.plan.warnings.iter().map(|warning| format!("warning: {warning}")));
@@ -379,6 +380,16 @@ fn load_matrix(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<Matrix
     let block = journal.load(module.block).map_err(|error| missing(error.to_string()))?;
     let solved = block.iter().find(|(_, report)| report.module == name);
     solved.map(|(matrix, _)| matrix.clone()).ok_or_else(|| missing("is not in the journal".to_owned()))
+}
+
+/// Refuses a weight that the device is to solve and has no memory for.
+fn check_room(engine: &Engine, plan: &ValidPlan) -> Result<(), QuantizeError> {
+    for module in plan.quantized() {
+        if let (Some(spec), None) = (&module.spec, module.blocks) {
+            engine.check_room(module.outputs, module.inputs, spec)?;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses names that don't fit what they are for.

@@ -13,10 +13,7 @@ use std::{
 
 /// Whether a device can be used; says loudly that the test is skipped where not.
 fn present() -> bool {
-    let error = match kernels::cuda::Device::open(0) {
-        Ok(_) => return true,
-        Err(error) => error,
-    };
+    let Err(error) = kernels::cuda::Device::open(0) else { return true };
     assert!(std::env::var_os("CALIPER_CUDA_REQUIRED").is_none(), "a device is required: {error}");
     std::io::stderr().write_all(format!("!! SKIPPED, --device is not tested: {error}\n").as_bytes()).unwrap();
     false
@@ -63,6 +60,22 @@ fn a_device_writes_the_same_bytes() {
         });
         assert!(!written[0].is_empty());
         assert!(written[0] == written[1], "{case:?}");
+    }
+}
+
+/// The message says how much is needed. Only the stand-in's memory can be set.
+#[test]
+fn too_little_memory_is_said_before_any_work() {
+    if !present() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
+    command.args(["demo", "--device", "cuda", "--dry-run", "--samples", "2", "--out"]).arg(folder.path().join("out"));
+    let output = command.env("STANDIN_MEMORY", "100000").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if said.contains("stand-in") || !output.status.success() {
+        assert!(said.contains("--device: solving a weight of") && said.contains("MiB of device memory"), "{said}");
     }
 }
 

@@ -4,7 +4,7 @@ use super::{
     Buffer, CudaError, Device,
     blas::{Right, product},
     device::by_row,
-    grids::{Columns, DeviceGrids, Groups},
+    grids::{Arranged, DeviceGrids, Groups},
     sources::{CLIP, GRID},
 };
 use crate::QuantSpec;
@@ -34,7 +34,7 @@ impl Device {
         self.energies(&columns, gram)
     }
 
-    fn scale_columns(&self, weight: &mut Columns, factors: &Buffer<f32>, divide: bool) -> Result<(), CudaError> {
+    fn scale_columns(&self, weight: &mut Arranged, factors: &Buffer<f32>, divide: bool) -> Result<(), CudaError> {
         let kernel = self.kernel(&CLIP, "scale_columns")?;
         let (columns, rows, divide) = (weight.columns as u32, weight.rows as u32, u32::from(divide));
         let mut launch = self.stream().launch_builder(&kernel);
@@ -46,7 +46,7 @@ impl Device {
     }
 
     /// Puts `w - value(nearest code)` in the place of each weight, on grids that are fitted to it.
-    fn take_rounding_errors(&self, weight: &mut Columns, spec: &QuantSpec) -> Result<(), CudaError> {
+    fn take_rounding_errors(&self, weight: &mut Arranged, spec: &QuantSpec) -> Result<(), CudaError> {
         let size = spec.columns_per_group(weight.columns);
         let index: Vec<u32> = (0..weight.columns).map(|column| (column / size) as u32).collect();
         let groups = Groups::new(self, &index, spec.groups(weight.columns))?;
@@ -64,7 +64,7 @@ impl Device {
     }
 
     /// `e G eᵀ` of each row of `errors`.
-    fn energies(&self, errors: &Columns, gram: &Buffer<f32>) -> Result<Vec<f64>, CudaError> {
+    fn energies(&self, errors: &Arranged, gram: &Buffer<f32>) -> Result<Vec<f64>, CudaError> {
         let (columns, rows) = (errors.columns, errors.rows);
         let mut products = self.room(columns * rows, "errors times a Gram matrix")?;
         // [columns, rows] = G E, since G is symmetric.

@@ -33,7 +33,7 @@ impl From<&QuantSpec> for GridSpec {
 }
 
 /// Weights `[columns, rows]` on the device, about to be rounded.
-pub(super) struct Columns {
+pub(super) struct Arranged {
     pub(super) weight: Buffer<f32>,
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -88,7 +88,7 @@ impl DeviceGrids {
     pub(super) fn fit(
         &mut self,
         device: &Device,
-        weight: &Columns,
+        weight: &Arranged,
         groups: &Groups,
         first: usize,
         count: usize,
@@ -112,7 +112,7 @@ impl DeviceGrids {
     pub(super) fn codes(
         &self,
         device: &Device,
-        weight: &Columns,
+        weight: &Arranged,
         groups: &Groups,
         max_code: u32,
     ) -> Result<Buffer<u8>, CudaError> {

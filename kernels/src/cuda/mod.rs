@@ -32,5 +32,5 @@ pub use cudarc::driver::CudaSlice as Buffer;
 pub use decoder::DeviceRope;
 pub use device::{Device, OLDEST_ARCHITECTURE, present};
 pub use error::CudaError;
-pub use solve::DeviceMatrix;
+pub use solve::{DeviceMatrix, bytes_to_solve};
 pub use stored::PackedWeight;

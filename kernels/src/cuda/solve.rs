@@ -4,7 +4,7 @@
 use super::{
     Buffer, CudaError, Device,
     device::{MOST_BLOCKS, grid},
-    grids::{Columns, DeviceGrids, Groups},
+    grids::{Arranged, DeviceGrids, Groups},
     sources::BLOCK_SOLVE,
 };
 use crate::{
@@ -34,6 +34,14 @@ pub struct DeviceMatrix {
     pub(super) scales: Buffer<f32>,
     pub(super) zeros: Buffer<u8>,
     pub(super) group_index: Vec<u32>,
+}
+
+/// Bytes of device memory that solving a weight `[outputs, inputs]` with error compensation takes at most: the weight as
+/// given and arranged, its codes twice, the factor, the errors of a block, the grids.
+pub fn bytes_to_solve(outputs: usize, inputs: usize, spec: &QuantSpec) -> usize {
+    let (weight, number) = (outputs * inputs, size_of::<f32>());
+    let grids = outputs * spec.groups(inputs) * (number + 1);
+    weight * (2 * number + 2) + inputs * inputs * number + BLOCK * outputs * number + grids
 }
 
 impl Device {
@@ -111,6 +119,8 @@ impl Device {
     ) -> Result<DeviceMatrix, CudaError> {
         let inputs = plan.order.len();
         assert_eq!((plan.group_index.len(), u.len()), (inputs, inputs * inputs), "shapes of the plan and u");
+        let outputs = weight.len() / inputs;
+        self.require(bytes_to_solve(outputs, inputs, spec), &format!("solving a weight of {outputs} x {inputs}"))?;
         let columns = self.arrange(weight, &plan.order)?;
         let group_at: Vec<u32> = plan.order.iter().map(|&column| plan.group_index[column]).collect();
         let groups = Groups::new(self, &group_at, spec.groups(inputs))?;
@@ -141,7 +151,7 @@ impl Device {
     }
 
     /// `weight` (`[rows, columns]`) on the device as `[columns, rows]`, columns in `order`.
-    pub(super) fn arrange(&self, weight: &[f32], order: &[usize]) -> Result<Columns, CudaError> {
+    pub(super) fn arrange(&self, weight: &[f32], order: &[usize]) -> Result<Arranged, CudaError> {
         let columns = order.len();
         assert_eq!(weight.len() % columns, 0, "shape of the weight");
         let rows = weight.len() / columns;
@@ -165,7 +175,7 @@ impl Device {
             // columns, and what lies beyond the edges is left alone.
             unsafe { launch.launch(squares(rows, columns)) }?;
         }
-        Ok(Columns { weight: arranged, rows, columns })
+        Ok(Arranged { weight: arranged, rows, columns })
     }
 }
 
@@ -187,7 +197,7 @@ fn upload_grids(device: &Device, grids: &Grids, groups: usize, rows: usize) -> R
 struct Solve<'a> {
     device: &'a Device,
     spec: &'a QuantSpec,
-    columns: Columns,
+    columns: Arranged,
     u: Buffer<f32>,
     /// Position → stored column.
     order: Buffer<u32>,
@@ -219,7 +229,7 @@ impl Solve<'_> {
 
     fn solve_columns(&mut self, block: &Range<usize>, first: usize, solved: usize) -> Result<(), CudaError> {
         let kernel = self.device.kernel(&BLOCK_SOLVE, "solve_columns")?;
-        let Columns { weight, rows, columns } = &mut self.columns;
+        let Arranged { weight, rows, columns } = &mut self.columns;
         let max_code = self.spec.max_code() as f32;
         let (row_count, column_count) = (*rows as u32, *columns as u32);
         let [start, first, solved, end] = [block.start, first, solved, block.end].map(|at| at as u32);
@@ -235,7 +245,7 @@ impl Solve<'_> {
 
     /// `W[behind] -= E U[block, behind]`.
     fn correct_behind(&mut self, block: &Range<usize>) -> Result<(), CudaError> {
-        let Columns { weight, rows, columns } = &mut self.columns;
+        let Arranged { weight, rows, columns } = &mut self.columns;
         let behind = *columns - block.end;
         if behind == 0 {
             return Ok(());
@@ -254,7 +264,7 @@ impl Solve<'_> {
 }
 
 impl DeviceMatrix {
-    fn new(columns: &Columns, spec: &QuantSpec, codes: Buffer<u8>, grids: DeviceGrids, group_index: Vec<u32>) -> Self {
+    fn new(columns: &Arranged, spec: &QuantSpec, codes: Buffer<u8>, grids: DeviceGrids, group_index: Vec<u32>) -> Self {
         Self {
             outputs: columns.rows,
             inputs: columns.columns,
