@@ -94,7 +94,12 @@ impl Device {
 
     /// Refuses a `purpose` that takes more memory than is free.
     pub fn require(&self, needed: usize, purpose: &str) -> Result<(), CudaError> {
-        let (free, total) = self.memory()?;
+        let (mut free, mut total) = self.memory()?;
+        if needed > free {
+            // What was given back counts as free only once the device has come to it.
+            self.synchronize()?;
+            (free, total) = self.memory()?;
+        }
         if needed > free {
             return Err(CudaError::Memory { purpose: purpose.to_owned(), needed, free, total });
         }
@@ -129,7 +134,6 @@ impl Device {
     }
 
     /// Room for `count` numbers, to be written before they are read.
-    #[allow(unsafe_code)]
     pub(super) fn room<T: DeviceRepr>(&self, count: usize, purpose: &str) -> Result<Buffer<T>, CudaError> {
         self.require(count * size_of::<T>(), purpose)?;
         // SAFETY: `T` is a plain number of the device, for which any bits are a value; callers write before they read.
