@@ -12,8 +12,6 @@
 #define STANDIN_EXPORT __attribute__((visibility("default")))
 #define __global__ STANDIN_EXPORT
 #define __device__
-#define __restrict__
-#define __launch_bounds__(...)
 
 // Shared memory of all kernels in a file is one section, so that the driver can fill it before each block. The address
 // sanitizer guards plain statics only; under it nothing is filled.
@@ -50,9 +48,6 @@ T standin_shuffle(unsigned mask, T value, unsigned source, int line) {
 #define __shfl_sync(mask, value, source) standin_shuffle(mask, value, (source) % 32u, __LINE__)
 #define __shfl_xor_sync(mask, value, with) standin_shuffle(mask, value, standin_runtime->lane() ^ (with), __LINE__)
 
-struct alignas(16) float4 {
-    float x, y, z, w;
-};
 using std::max;
 using std::min;
 

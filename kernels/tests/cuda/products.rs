@@ -64,7 +64,7 @@ fn check_product(out: &[f32], x: &[f32], w: &[f32], inputs: usize, case: &str) {
 fn packed_weights_multiply_like_the_weights_they_stand_for() {
     let Some(device) = device() else { return };
     for bits in [2, 3, 4, 8] {
-        for (outputs, inputs) in [(1, 8), (33, 100), (70, 64)] {
+        for (outputs, inputs) in [(1, 8), (33, 100), (70, 64), (9, 600)] {
             let spec = spec(bits, Some(16), false, ScaleSearch::MinMax);
             let weight = random(outputs * inputs, 3);
             let matrix = device.round_to_nearest(&weight, inputs, &spec).unwrap();
