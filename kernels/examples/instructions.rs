@@ -103,7 +103,7 @@ fn attention() {
     let shape = Attention { heads: 4, kv_heads: 2, head_width: 64, scale: 0.125, window: None };
     let (q, k) = (numbers(64 * 4 * 64), numbers(64 * 2 * 64));
     let mut out = vec![0.0; q.len()];
-    measured(|| shape.causal(&q, &k, &k, black_box(&mut out)));
+    measured(|| shape.causal(Compute::F32, &q, &k, &k, black_box(&mut out)));
 }
 
 fn log_probability() {

@@ -9,8 +9,10 @@
 //! `[ROWS, keys]` scores exist at a time. Values must be finite: a weight of zero does not silence an infinity of a later
 //! token in the same tile.
 
+use crate::bfloat16::KeyValueTiles;
+use crate::compute::Compute;
 use crate::exponential::{exp_and_sum, largest};
-use crate::gemm::{Old, Strided, StridedMut, product};
+use crate::gemm::{FEW_ROWS, Old, Strided, StridedMut, product};
 use std::ops::Range;
 
 /// Rows of a tile, about: the more there are, the rarer keys and values are read; the fewer tokens they belong to, the fewer
@@ -34,9 +36,10 @@ pub struct Attention {
 
 impl Attention {
     /// `q` and `out` are `[queries, heads * head_width]`, `k` and `v` `[tokens, kv_heads * head_width]`; the queries are
-    /// those of the last tokens, of all of them where the counts are equal. Runs on the calling thread. A row does not depend on later tokens, but for the order of its sums where the sequence ends inside its
-    /// block: a few units in the last place.
-    pub fn causal(&self, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+    /// those of the last tokens, of all of them where the counts are equal. Runs on the calling thread. A row does not
+    /// depend on later tokens, but for the order of its sums where the sequence ends inside its tile: a few units in
+    /// the last place.
+    pub fn causal(&self, compute: Compute, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
         let queries = q.len() / (self.heads * self.head_width);
         let tokens = k.len() / (self.kv_heads * self.head_width);
         assert_eq!(
@@ -52,9 +55,15 @@ impl Attention {
             scores: vec![0.0; block * members * tokens],
             sums: vec![0.0; block * members],
         };
+        let split = compute.split().filter(|_| queries * members > FEW_ROWS);
         for head in 0..self.kv_heads {
+            let values = [k, v].map(|of| of.get(head * self.head_width..).unwrap_or_default());
+            let tiles = split.map(|(split, unit)| {
+                KeyValueTiles::new(values, self.kv_heads * self.head_width, tokens, self.head_width, split, unit)
+            });
             for first in (0..queries).step_by(block.max(1)) {
-                self.tile(head, first..(first + block).min(queries), tokens - queries, [q, k, v], out, &mut tile);
+                let block = first..(first + block).min(queries);
+                self.tile(head, block, tokens - queries, (q, values, tiles.as_ref()), out, &mut tile);
             }
         }
     }
@@ -70,45 +79,50 @@ impl Attention {
         head: usize,
         block: Range<usize>,
         first: usize,
-        [q, k, v]: [&[f32]; 3],
+        (q, [k, v], tiles): (&[f32], [&[f32]; 2], Option<&KeyValueTiles>),
         out: &mut [f32],
         tile: &mut Tile,
     ) {
         let (d, members) = (self.head_width, self.heads / self.kv_heads);
         let kv_width = self.kv_heads * d;
         let keys = self.seen(first + block.start).start..first + block.end;
+        let keys = tiles.map_or(keys.clone(), |tiles| tiles.around(keys));
         let (count, columns) = (members * block.len(), keys.len());
         // Where row `r` of the tile is in `q` and `out`: member by member, token by token.
         let place = |r: usize| {
             let (member, token) = (r / block.len(), block.start + r % block.len());
             (token * self.heads + head * members + member) * d
         };
-        let rows = &mut tile.rows[..count * d];
+        let (rows, scores) = (&mut tile.rows[..count * d], &mut tile.scores[..count * columns]);
         for (r, row) in rows.chunks_exact_mut(d).enumerate() {
-            row.copy_from_slice(&q[place(r)..][..d]);
+            row.iter_mut().zip(&q[place(r)..]).for_each(|(row, q)| *row = q * self.scale);
         }
-        let kv_at = keys.start * kv_width + head * d;
-        product(
-            [count, columns, d],
-            StridedMut { data: &mut tile.scores, row: columns, column: 1 },
-            Old::Overwrite,
-            self.scale,
-            Strided { data: rows, row: d, column: 1 },
-            Strided { data: &k[kv_at..], row: 1, column: kv_width },
-        );
-        let scores = tile.scores[..count * columns].chunks_exact_mut(columns);
-        for (r, (scores, sum)) in scores.zip(&mut tile.sums).enumerate() {
+        match tiles {
+            Some(tiles) => tiles.scores(keys.clone(), count, rows, scores),
+            None => product(
+                [count, columns, d],
+                StridedMut { data: scores, row: columns, column: 1 },
+                Old::Overwrite,
+                1.0,
+                Strided { data: rows, row: d, column: 1 },
+                Strided { data: &k[keys.start * kv_width..], row: 1, column: kv_width },
+            ),
+        }
+        for (r, (scores, sum)) in scores.chunks_exact_mut(columns).zip(&mut tile.sums).enumerate() {
             let seen = self.seen(first + block.start + r % block.len());
             *sum = exponentials(scores, seen.start - keys.start..seen.end - keys.start);
         }
-        product(
-            [count, d, columns],
-            StridedMut { data: rows, row: d, column: 1 },
-            Old::Overwrite,
-            1.0,
-            Strided { data: &tile.scores, row: columns, column: 1 },
-            Strided { data: &v[kv_at..], row: kv_width, column: 1 },
-        );
+        match tiles {
+            Some(tiles) => tiles.values(keys, count, scores, rows),
+            None => product(
+                [count, d, columns],
+                StridedMut { data: rows, row: d, column: 1 },
+                Old::Overwrite,
+                1.0,
+                Strided { data: scores, row: columns, column: 1 },
+                Strided { data: &v[keys.start * kv_width..], row: kv_width, column: 1 },
+            ),
+        }
         for (r, (row, sum)) in rows.chunks_exact(d).zip(&tile.sums).enumerate() {
             let inverse = 1.0 / sum;
             out[place(r)..][..d].iter_mut().zip(row).for_each(|(out, value)| *out = value * inverse);
@@ -182,10 +196,35 @@ mod tests {
     fn check(a: &Attention, tokens: usize) {
         let [q, k, v] = inputs(a, tokens);
         let mut out = vec![f32::NAN; q.len()];
-        a.causal(&q, &k, &v, &mut out);
+        a.causal(Compute::F32, &q, &k, &v, &mut out);
         for (at, (got, expected)) in out.iter().zip(reference(a, &q, &k, &v)).enumerate() {
             let error = (f64::from(*got) - expected).abs();
             assert!(error <= bound(a, tokens), "{a:?}, {tokens} tokens, at {at}: {got} {expected}");
+        }
+    }
+
+    /// A score of split numbers errs by another `3/4 2^-16 scale sum |q k|`, of rounded ones by `2^-8` of it, which shifts a
+    /// weight by as much relatively; weights and values are split or rounded too.
+    #[test]
+    fn other_arithmetic_agrees_as_well_as_it_can() {
+        for (compute, unit) in [(Compute::Bf16x3, 2f64.powi(-16)), (Compute::Bf16, 2f64.powi(-8))] {
+            for (tokens, window) in [(5, None), (256, None), (300, None), (700, Some(100)), (600, Some(256))] {
+                let a = shape(6, 2, 40, window);
+                let [q, k, v] = inputs(&a, tokens);
+                let mut out = vec![f32::NAN; q.len()];
+                a.causal(compute, &q, &k, &v, &mut out);
+                let bound = bound(&a, tokens) + unit * (2.0 * f64::from(a.scale) * 40.0 + 1.0);
+                for (at, (got, expected)) in out.iter().zip(reference(&a, &q, &k, &v)).enumerate() {
+                    let error = (f64::from(*got) - expected).abs();
+                    assert!(error <= bound, "{compute}, {tokens} tokens, at {at}: {got} {expected}");
+                }
+                let mut last = vec![f32::NAN; 20 * 240];
+                if tokens > 20 {
+                    a.causal(compute, &q[(tokens - 20) * 240..], &k, &v, &mut last);
+                    let rows = last.iter().zip(&out[(tokens - 20) * 240..]);
+                    assert!(rows.into_iter().all(|(a, b)| f64::from((a - b).abs()) <= bound), "{compute}, {tokens}");
+                }
+            }
         }
     }
 
@@ -214,7 +253,7 @@ mod tests {
         let a = Attention { scale: 300.0, ..shape(2, 1, 8, None) };
         let [q, k, v] = inputs(&a, 70);
         let mut out = vec![f32::NAN; q.len()];
-        a.causal(&q, &k, &v, &mut out);
+        a.causal(Compute::F32, &q, &k, &v, &mut out);
         assert!(out.iter().all(|v| v.abs() <= 1.0 + 1e-6));
     }
 
@@ -227,7 +266,7 @@ mod tests {
             let expected = reference(&a, &q, &k, &v);
             for first in [0, 1, 63, 64, 100, 136, 199] {
                 let mut out = vec![f32::NAN; (200 - first) * 48];
-                a.causal(&q[first * 48..], &k, &v, &mut out);
+                a.causal(Compute::F32, &q[first * 48..], &k, &v, &mut out);
                 for (got, expected) in out.iter().zip(&expected[first * 48..]) {
                     assert!(
                         (f64::from(*got) - expected).abs() <= bound(&a, 200),
@@ -235,7 +274,7 @@ mod tests {
                     );
                 }
             }
-            a.causal(&[], &k, &v, &mut []);
+            a.causal(Compute::F32, &[], &k, &v, &mut []);
         }
     }
 
@@ -245,11 +284,11 @@ mod tests {
             let a = shape(3, 1, 64, window);
             let [q, k, v] = inputs(&a, 300);
             let mut long = vec![0.0; q.len()];
-            a.causal(&q, &k, &v, &mut long);
+            a.causal(Compute::F32, &q, &k, &v, &mut long);
             for tokens in [1, 5, 64, 70, 128, 200, 299] {
                 let (q, kv) = (&q[..tokens * 192], tokens * 64);
                 let mut short = vec![0.0; q.len()];
-                a.causal(q, &k[..kv], &v[..kv], &mut short);
+                a.causal(Compute::F32, q, &k[..kv], &v[..kv], &mut short);
                 for (short, long) in short.iter().zip(&long) {
                     assert!(f64::from((short - long).abs()) <= bound(&a, 300), "{tokens} tokens: {short} {long}");
                 }

@@ -6,8 +6,9 @@
 //! | `bf16x3` | each split into two bfloat16 numbers; three of the four products | 2^-16 of `sum \|x w\|` |
 //! | `bf16` | rounded to bfloat16 | 2^-8 of `sum \|x w\|` |
 //!
-//! Sums are float32 in all of them. Norms, attention, Gram matrices and solvers are float32 always, and so are products
-//! of up to [`gemm::FEW_ROWS`] rows, where the weight's way from memory takes the time.
+//! Sums are float32 in all of them. Attention's two products go the same way where the processor has bfloat16 products.
+//! Norms, softmax, Gram matrices and solvers are float32 always, and so are products of up to [`gemm::FEW_ROWS`] rows, where
+//! the weight's way from memory takes the time.
 
 use crate::{bfloat16, gemm};
 use serde::{Deserialize, Serialize};
@@ -76,12 +77,16 @@ impl Compute {
     }
 
     fn prepare(self, w: &[f32], inputs: usize) -> Operand {
-        match (self, bfloat16::unit()) {
-            (Self::F32, _) | (Self::Bf16x3, None) => Operand::Float32,
+        match (self, self.split()) {
+            (_, Some((split, unit))) => Operand::Packed(bfloat16::Packed::new(w, inputs, split, unit)),
             (Self::Bf16, None) => Operand::Rounded(bfloat16::rounded(w)),
-            (Self::Bf16x3, Some(unit)) => Operand::Packed(bfloat16::Packed::new(w, inputs, true, unit)),
-            (Self::Bf16, Some(unit)) => Operand::Packed(bfloat16::Packed::new(w, inputs, false, unit)),
+            (Self::F32 | Self::Bf16x3, None) => Operand::Float32,
         }
+    }
+
+    /// Whether operands are split, and what multiplies them; nothing where it is float32 arithmetic.
+    pub(crate) fn split(self) -> Option<(bool, bfloat16::Unit)> {
+        (self != Self::F32).then(bfloat16::unit).flatten().map(|unit| (self == Self::Bf16x3, unit))
     }
 }
 

@@ -388,7 +388,7 @@ impl<W: Weight> Block<W> {
             table.apply(k, kv_heads, head_width, position);
             cache.keys.extend_from_slice(k);
             cache.values.extend_from_slice(v);
-            self.attention.causal(q, &cache.keys, &cache.values, out);
+            self.attention.causal(self.compute, q, &cache.keys, &cache.values, out);
         }
         for stage in [Stage::Output, Stage::GateUp, Stage::Down] {
             self.advance(stage, &mut activations);
@@ -400,7 +400,7 @@ impl<W: Weight> Block<W> {
         let tokens = activations.input.len() / self.input_width(Stage::Qkv);
         let (q, own) = self.turned(&activations.input, &Branching::plain(tokens));
         activations.input.resize(q.len(), 0.0);
-        self.attention.causal(&q, &own.keys, &own.values, &mut activations.input);
+        self.attention.causal(self.compute, &q, &own.keys, &own.values, &mut activations.input);
     }
 
     fn attend_branching(&self, activations: &mut Activations, branching: &Branching, before: &KeyValues) -> KeyValues {
@@ -411,7 +411,13 @@ impl<W: Weight> Block<W> {
         activations.input.resize(q.len(), 0.0);
         let mut attend = |rows: Range<usize>, seen: &KeyValues| {
             let rows = rows.start * q_width..rows.end * q_width;
-            self.attention.causal(&q[rows.clone()], &seen.keys, &seen.values, &mut activations.input[rows]);
+            self.attention.causal(
+                self.compute,
+                &q[rows.clone()],
+                &seen.keys,
+                &seen.values,
+                &mut activations.input[rows],
+            );
         };
         let trunk = before.and(&own, 0..branching.trunk, width);
         attend(0..branching.trunk, &trunk);

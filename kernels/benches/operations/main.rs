@@ -185,8 +185,12 @@ fn decoder(criterion: &mut Criterion<Rate>) {
         let (q, k) = (numbers(tokens * heads * 64), numbers(tokens * kv_heads * 64));
         let mut out = vec![0.0; q.len()];
         // Two products, of which the causal half is computed.
-        let name = format!("{tokens} tokens, {heads}/{kv_heads} heads of 64");
-        rated(&mut group, &name, 2 * heads * 64 * tokens * tokens, || shape.causal(&q, &k, &k, black_box(&mut out)));
+        for compute in [Compute::F32, Compute::Bf16x3, Compute::Bf16] {
+            let name = format!("{compute} {tokens} tokens, {heads}/{kv_heads} heads of 64");
+            rated(&mut group, &name, 2 * heads * 64 * tokens * tokens, || {
+                shape.causal(compute, &q, &k, &k, black_box(&mut out));
+            });
+        }
     }
     group.finish();
     let mut group = criterion.benchmark_group("log probability");

@@ -93,12 +93,12 @@ fn permitted() -> bool {
     false
 }
 
-/// `out = x wᵀ`.
-pub(super) fn multiply(packed: &Packed, x: &Rows, out: &mut [f32]) {
+/// `out = x wᵀ`, rows of `out` so many numbers apart.
+pub(super) fn multiply(packed: &Packed, x: &Rows, rows: usize, out: (&mut [f32], usize)) {
     let shapes = Shapes { palette: 1, start: 0, reserved: [0; 14], row_bytes: for_eight(64), rows: for_eight(16) };
     // SAFETY: the unit is chosen only if granted; the shapes are those that `block` uses.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
-    multiply_with(block, packed, x, out);
+    multiply_with(block, packed, x, rows, out);
     // SAFETY: as above; no tile is needed any more.
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
 }
@@ -110,9 +110,14 @@ fn for_eight<T: Copy + Default>(value: T) -> [T; 16] {
 
 /// [`multiply`] by `block`: group by group of the weight's panels, run by run along the inputs, panel by panel, block by
 /// block of the rows.
-pub(super) fn multiply_with(block: unsafe fn(&Block), packed: &Packed, rows: &Rows, out: &mut [f32]) {
-    let panels = packed.outputs.div_ceil(PANEL);
-    let blocks = (out.len() / packed.outputs).div_ceil(ROWS);
+pub(super) fn multiply_with(
+    block: unsafe fn(&Block),
+    packed: &Packed,
+    rows: &Rows,
+    count: usize,
+    out: (&mut [f32], usize),
+) {
+    let (panels, blocks) = (packed.outputs.div_ceil(PANEL), count.div_ceil(ROWS));
     SUMS.with_borrow_mut(|sums| {
         sums.resize(CHUNK / ROWS * GROUP, Sums([[[0.0; 16]; 16]; 4]));
         for group in (0..panels).step_by(GROUP) {
@@ -131,7 +136,7 @@ pub(super) fn multiply_with(block: unsafe fn(&Block), packed: &Packed, rows: &Ro
                 }
             }
             // SAFETY: the weight was packed by the same instructions.
-            unsafe { store(sums, blocks, group, packed.outputs, out) };
+            unsafe { store(sums, group, packed.outputs, count, (&mut *out.0, out.1)) };
         }
     });
 }
@@ -141,11 +146,12 @@ fn address(lines: &[Line], at: usize, count: usize) -> *const Line {
     if lines.is_empty() { std::ptr::null() } else { lines[at..][..count * ROWS].as_ptr() }
 }
 
-/// Writes the sums of a group of panels, `[panels, blocks]`, into `out`, `[rows, outputs]`, without those of zeros around it.
+/// Writes the sums of a group of panels, `[panels, blocks]`, into `rows` rows of `out`, without those of zeros around them.
 #[target_feature(enable = "avx512f")]
-fn store(sums: &[Sums], blocks: usize, group: Range<usize>, outputs: usize, out: &mut [f32]) {
-    for (row, out) in out.chunks_exact_mut(outputs).enumerate() {
-        let out = &mut out[group.start * PANEL..outputs.min(group.end * PANEL)];
+fn store(sums: &[Sums], group: Range<usize>, outputs: usize, rows: usize, (out, stride): (&mut [f32], usize)) {
+    let (begin, end, blocks) = (group.start * PANEL, outputs.min(group.end * PANEL), rows.div_ceil(ROWS));
+    for row in 0..rows {
+        let out = &mut out[row * stride..][begin..end];
         for (at, out) in out.chunks_mut(16).enumerate() {
             let Sums(tiles) = &sums[at / 2 * blocks + row / ROWS];
             avx512::store_sums(&tiles[row / 16 % 2 * 2 + at % 2][row % 16], out);

@@ -165,22 +165,21 @@ pub(super) fn store_sums(sums: &[f32; 16], out: &mut [f32]) {
     unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, _mm512_loadu_ps(sums.as_ptr())) };
 }
 
-/// `out = x wᵀ`.
-pub(super) fn multiply(packed: &Packed, x: &Rows, out: &mut [f32]) {
-    let terms = packed.terms(x);
-    let (lines, rows) = (packed.lines(), out.len() / packed.outputs);
+/// `out = x wᵀ`, rows of `out` so many numbers apart.
+pub(super) fn multiply(packed: &Packed, x: &Rows, rows: usize, (out, stride): (&mut [f32], usize)) {
+    let (terms, lines, outputs) = (packed.terms(x), packed.lines(), packed.outputs);
     for run in packed.runs() {
         for panel in 0..packed.outputs.div_ceil(PANEL) {
             let mut first = 0;
             while first < rows {
-                let tile = Tile { terms: &terms, lines, run: run.clone(), panel, first };
+                let tile = Tile { terms: &terms, lines, run: run.clone(), panel, first, outputs, stride };
                 // SAFETY: a weight is packed for this unit only where it was found, or a better one that has the same
                 // features.
                 first += unsafe {
                     match rows - first {
-                        TILE.. => tile.add::<TILE>(out, packed.outputs),
-                        4.. => tile.add::<4>(out, packed.outputs),
-                        _ => tile.add::<1>(out, packed.outputs),
+                        TILE.. => tile.add::<TILE>(out),
+                        4.. => tile.add::<4>(out),
+                        _ => tile.add::<1>(out),
                     }
                 };
             }
@@ -198,15 +197,19 @@ struct Tile<'a> {
     panel: usize,
     /// Its first row.
     first: usize,
+    /// Of the whole weight.
+    outputs: usize,
+    /// From row to row of `out`.
+    stride: usize,
 }
 
 impl Tile<'_> {
     /// Adds the run's products to `M` rows of `out` (the first run overwrites); returns `M`.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn add<const M: usize>(&self, out: &mut [f32], outputs: usize) -> usize {
-        let columns = PANEL.min(outputs - self.panel * PANEL);
+    fn add<const M: usize>(&self, out: &mut [f32]) -> usize {
+        let columns = PANEL.min(self.outputs - self.panel * PANEL);
         let masks = [columns.min(16), columns.saturating_sub(16)].map(|columns| ((1u32 << columns) - 1) as __mmask16);
-        let at = |row: usize| (self.first + row) * outputs + self.panel * PANEL;
+        let at = |row: usize| (self.first + row) * self.stride + self.panel * PANEL;
         let mut sums = [[_mm512_setzero_ps(); 2]; M];
         if self.run.start > 0 {
             for (row, sums) in sums.iter_mut().enumerate() {
@@ -219,7 +222,7 @@ impl Tile<'_> {
         }
         for (x, w) in self.terms {
             let x = &x[self.first * self.lines + self.run.start..][..(M - 1) * self.lines + self.run.len()];
-            let w = &w[piece(&self.run, outputs.div_ceil(PANEL), self.panel)..][..self.run.len() * PANEL];
+            let w = &w[piece(&self.run, self.outputs.div_ceil(PANEL), self.panel)..][..self.run.len() * PANEL];
             // SAFETY: `M` rows of `x`, `lines` apart, and the panel's piece of `w` hold a run of lines each.
             unsafe { dot::<M>(x.as_ptr(), self.lines, w.as_ptr(), self.run.len(), &mut sums) };
         }

@@ -18,9 +18,11 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
+pub(crate) use attention::KeyValueTiles;
 use half::bf16;
 use std::{cell::RefCell, ops::Range, sync::OnceLock};
 
@@ -134,12 +136,19 @@ impl Packed {
     pub(crate) fn multiply(&self, x: &[f32], out: &mut [f32]) {
         let rows = x.len() / self.inputs;
         assert_eq!((x.len(), out.len()), (rows * self.inputs, rows * self.outputs), "shapes of x and out");
+        self.multiply_within(rows, (x, self.inputs), (out, self.outputs));
+    }
+
+    /// The same where rows lie so many numbers apart.
+    pub(crate) fn multiply_within(&self, rows: usize, x: (&[f32], usize), out: (&mut [f32], usize)) {
         ROWS.with_borrow_mut(|scratch| {
-            for (x, out) in x.chunks(CHUNK * self.inputs).zip(out.chunks_mut(CHUNK * self.outputs)) {
-                scratch.fill(x, self);
+            for first in (0..rows).step_by(CHUNK) {
+                let count = CHUNK.min(rows - first);
+                scratch.fill(count, &x.0[first * x.1..], x.1, self);
+                let out = (&mut out.0[first * out.1..], out.1);
                 match self.unit {
-                    Unit::Amx => amx::multiply(self, scratch, out),
-                    Unit::Avx512 => avx512::multiply(self, scratch, out),
+                    Unit::Amx => amx::multiply(self, scratch, count, out),
+                    Unit::Avx512 => avx512::multiply(self, scratch, count, out),
                 }
             }
         });
@@ -167,14 +176,14 @@ impl Packed {
 
 #[cfg(target_arch = "x86_64")]
 impl Rows {
-    fn fill(&mut self, x: &[f32], packed: &Packed) {
-        let (lines, rows) = (packed.lines(), x.len() / packed.inputs);
+    fn fill(&mut self, rows: usize, x: &[f32], stride: usize, packed: &Packed) {
+        let lines = packed.lines();
         let room = rows.next_multiple_of(amx::ROWS) * lines;
         self.high.resize(room, Line::ZERO);
         self.low.resize(if packed.squares.low.is_empty() { 0 } else { room }, Line::ZERO);
         let blocks = rows.div_ceil(amx::ROWS);
         for row in 0..blocks * amx::ROWS {
-            let values = x.get(row * packed.inputs..(row + 1) * packed.inputs).unwrap_or_default();
+            let values = if row < rows { &x[row * stride..][..packed.inputs] } else { &[] };
             for run in packed.runs() {
                 let (begin, stride) = match packed.unit {
                     Unit::Amx => (piece(&run, blocks, row / amx::ROWS) + row % amx::ROWS, amx::ROWS),
@@ -205,6 +214,10 @@ impl Packed {
     }
 
     pub(crate) fn multiply(&self, _: &[f32], _: &mut [f32]) {
+        unreachable!("{} on another architecture", self.unit.name())
+    }
+
+    pub(crate) fn multiply_within(&self, _: usize, _: (&[f32], usize), _: (&mut [f32], usize)) {
         unreachable!("{} on another architecture", self.unit.name())
     }
 }
@@ -285,8 +298,9 @@ mod tests {
             agrees(Unit::Amx, &x, &w, shape.2, &|packed, out| {
                 let mut rows = Rows::default();
                 for (x, out) in x.chunks(CHUNK * shape.2).zip(out.chunks_mut(CHUNK * shape.1)) {
-                    rows.fill(x, packed);
-                    amx::multiply_with(amx::emulated, packed, &rows, out);
+                    let count = x.len() / shape.2;
+                    rows.fill(count, x, shape.2, packed);
+                    amx::multiply_with(amx::emulated, packed, &rows, count, (out, shape.1));
                 }
             });
         }

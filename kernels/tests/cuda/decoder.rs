@@ -74,7 +74,7 @@ fn attention() {
                 let (q, kv) = (random(queries * heads * head_width, 1), tokens * kv_heads * head_width);
                 let (k, v) = (random(kv, 2), random(kv, 3));
                 let mut expected = vec![0.0; q.len()];
-                attention.causal(&q, &k, &v, &mut expected);
+                attention.causal(Compute::F32, &q, &k, &v, &mut expected);
                 let [q, k, v] = [q, k, v].map(|x| device.upload(&x).unwrap());
                 let got = device.download(&device.attend(&attention, &q, &k, &v).unwrap()).unwrap();
                 let d = head_width as f64;
