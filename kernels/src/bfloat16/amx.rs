@@ -115,7 +115,7 @@ pub(super) fn multiply_with(
     packed: &Packed,
     rows: &Rows,
     count: usize,
-    out: (&mut [f32], usize),
+    (out, stride): (&mut [f32], usize),
 ) {
     let (panels, blocks) = (packed.outputs.div_ceil(PANEL), count.div_ceil(ROWS));
     SUMS.with_borrow_mut(|sums| {
@@ -136,7 +136,7 @@ pub(super) fn multiply_with(
                 }
             }
             // SAFETY: the weight was packed by the same instructions.
-            unsafe { store(sums, group, packed.outputs, count, (&mut *out.0, out.1)) };
+            unsafe { store(sums, group, packed.outputs, count, (&mut *out, stride)) };
         }
     });
 }

@@ -140,12 +140,17 @@ impl Packed {
     }
 
     /// The same where rows lie so many numbers apart.
-    pub(crate) fn multiply_within(&self, rows: usize, x: (&[f32], usize), out: (&mut [f32], usize)) {
+    pub(crate) fn multiply_within(
+        &self,
+        rows: usize,
+        (x, x_stride): (&[f32], usize),
+        (out, stride): (&mut [f32], usize),
+    ) {
         ROWS.with_borrow_mut(|scratch| {
             for first in (0..rows).step_by(CHUNK) {
                 let count = CHUNK.min(rows - first);
-                scratch.fill(count, &x.0[first * x.1..], x.1, self);
-                let out = (&mut out.0[first * out.1..], out.1);
+                scratch.fill(count, &x[first * x_stride..], x_stride, self);
+                let out = (&mut out[first * stride..], stride);
                 match self.unit {
                     Unit::Amx => amx::multiply(self, scratch, count, out),
                     Unit::Avx512 => avx512::multiply(self, scratch, count, out),
