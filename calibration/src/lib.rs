@@ -22,4 +22,4 @@ pub use driver::{DriveReport, DriverOptions, Inputs, Sequence, Visitor, drive};
 pub use error::CalibrationError;
 pub use manifest::Manifest;
 pub use statistics::LayerStatistics;
-pub use window::{CalibrationSet, Packing, WindowOptions};
+pub use window::{CalibrationSet, Packing, WindowOptions, plain_tokens};

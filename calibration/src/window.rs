@@ -195,17 +195,23 @@ fn render(messages: &[(String, String)], checkpoint: &Checkpoint) -> Result<Stri
     Ok(model::chat::render(template, messages, &bos, &eos)?)
 }
 
-fn random_tokens(checkpoint: &Checkpoint, count: usize, draw: &mut Draw) -> Result<Vec<u32>, CalibrationError> {
+/// The vocabulary without its special tokens, in ascending order; never empty.
+pub fn plain_tokens(checkpoint: &Checkpoint) -> Result<Vec<u32>, CalibrationError> {
     let tokenizer = &checkpoint.tokenizer;
     let special = tokenizer.get_added_tokens_decoder();
     let is_plain = |id: &u32| special.get(id).is_none_or(|token| !token.special);
-    let mut vocabulary: Vec<u32> = tokenizer.get_vocab(true).into_values().filter(is_plain).collect();
-    vocabulary.retain(|id| (*id as usize) < checkpoint.config.vocabulary);
-    vocabulary.sort_unstable();
-    vocabulary.dedup();
-    if vocabulary.is_empty() {
-        return Err(CalibrationError::Option("random-tokens: the tokenizer has no token that isn't special".into()));
+    let mut tokens: Vec<u32> = tokenizer.get_vocab(true).into_values().filter(is_plain).collect();
+    tokens.retain(|id| (*id as usize) < checkpoint.config.vocabulary);
+    tokens.sort_unstable();
+    tokens.dedup();
+    if tokens.is_empty() {
+        return Err(CalibrationError::Option("the tokenizer has no token that isn't special, to draw from".into()));
     }
+    Ok(tokens)
+}
+
+fn random_tokens(checkpoint: &Checkpoint, count: usize, draw: &mut Draw) -> Result<Vec<u32>, CalibrationError> {
+    let vocabulary = plain_tokens(checkpoint)?;
     Ok((0..count).map(|_| vocabulary[draw.below(vocabulary.len())]).collect())
 }
 

@@ -19,7 +19,8 @@ pub fn available_memory() -> Option<u64> {
 
 /// Bytes free for this user on the disk that holds `path` or its nearest existing parent.
 pub fn free_disk(path: &Path) -> Option<u64> {
-    let absolute = std::path::absolute(path).ok()?;
+    // Joined with `.`, since an empty path, the folder of `study.toml`, is refused.
+    let absolute = std::path::absolute(path.join(".")).ok()?;
     let existing = absolute.ancestors().find(|folder| folder.exists())?;
     let status = rustix::fs::statvfs(existing).ok()?;
     Some(status.f_bavail * status.f_frsize)
@@ -76,5 +77,6 @@ mod tests {
     #[test]
     fn free_disk_of_a_path_to_come_is_that_of_its_parent() {
         assert!(free_disk(&std::env::temp_dir().join("not/there/yet")).is_some_and(|bytes| bytes > 0));
+        assert!(free_disk(Path::new("")).is_some_and(|bytes| bytes > 0));
     }
 }

@@ -92,6 +92,18 @@ impl Band {
         }
     }
 
+    /// The band of what `method` makes at `bits`, in `format` where that is one of GGUF's mixtures (`gguf:Q4_K_M`).
+    pub fn of_method(method: &str, bits: u32, format: Option<&str>) -> Option<&'static Self> {
+        match (format.and_then(|format| format.strip_prefix("gguf:")), method, bits) {
+            (Some("Q8_0"), ..) => Self::of("GGUF Q8"),
+            (Some(mixture), ..) => Self::of(mixture),
+            (None, _, 8) => Self::of("8-bit"),
+            (None, "gptq", 4) => Self::of("GPTQ 4-bit"),
+            (None, "awq", 4) => Self::of("AWQ 4-bit"),
+            _ => None,
+        }
+    }
+
     /// Where `ratio` falls.
     pub fn verdict(&self, ratio: f64) -> Verdict {
         let place = match ratio {
@@ -138,6 +150,17 @@ mod tests {
         *,
     };
     use serde_json::json;
+
+    #[test]
+    fn methods_have_the_bands_of_their_checkpoints() {
+        let kind = |method, bits, format| Band::of_method(method, bits, format).map(|band| band.kind);
+        assert_eq!(kind("gptq", 4, None), Some("GPTQ 4-bit"));
+        assert_eq!(kind("awq", 4, Some("awq")), Some("AWQ 4-bit"));
+        assert_eq!(kind("rtn", 8, None), Some("8-bit"));
+        assert_eq!(kind("rtn", 4, Some("gguf:Q8_0")), Some("GGUF Q8"));
+        assert_eq!(kind("gptq", 4, Some("gguf:Q3_K_M")), Some("Q3_K_M"));
+        assert_eq!([kind("rtn", 4, None), kind("gptq", 3, None), kind("rtn", 4, Some("gguf:Q6_K"))], [None; 3]);
+    }
 
     fn kind(config: &Value) -> Option<&'static str> {
         Band::of_config(config).map(|band| band.kind)

@@ -18,7 +18,10 @@ use crate::{
     window::Window,
 };
 use kernels::divergence::Divergence;
-use model::Checkpoint;
+use model::{
+    Checkpoint,
+    decoder::{Compared, Head},
+};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::{
@@ -88,14 +91,9 @@ pub fn run(
         seconds[1] += started.elapsed();
         let started = Instant::now();
         let heads = [baseline.head()?, model.head()?];
-        let diverged = windows.par_iter().zip(theirs.par_iter().zip(&ours)).with_max_len(1);
-        let diverged = diverged.map(|(window, (theirs, ours))| {
-            let rows = |hidden: &[f32], width: usize| score::rows(window, width, hidden).to_vec();
-            let theirs = rows(theirs, baseline.config.hidden_size);
-            let ours = rows(ours, model.config.hidden_size);
-            heads[0].divergence(&theirs, &heads[1], &ours, window.targets())
-        });
-        targets.extend(diverged.collect::<Vec<_>>());
+        let theirs = |index: usize| score::rows(&windows[index], baseline.config.hidden_size, &theirs[index]);
+        let ours = |index: usize| score::rows(&windows[index], model.config.hidden_size, &ours[index]);
+        targets.extend(diverged(&heads, windows, &theirs, &ours));
         let heads = started.elapsed() / 2;
         seconds = seconds.map(|seconds| seconds + heads);
         report(layers + 1);
@@ -119,6 +117,24 @@ fn check_vocabularies(baseline: &Checkpoint, model: &Checkpoint) -> Result<(), E
     })
 }
 
+/// The divergence at every target, given the rows of each window that its targets are predicted from, for either model.
+fn diverged<'a>(
+    heads: &[Head; 2],
+    windows: &[Window],
+    theirs: &(dyn Fn(usize) -> &'a [f32] + Sync),
+    ours: &(dyn Fn(usize) -> &'a [f32] + Sync),
+) -> Vec<Vec<Divergence>> {
+    let together = score::together(windows);
+    let parts = windows.par_chunks(together).enumerate().flat_map_iter(|(part, windows)| {
+        let compared = windows.iter().enumerate().map(|(at, window)| {
+            let index = part * together + at;
+            Compared { baseline: theirs(index), model: ours(index), targets: window.targets() }
+        });
+        heads[0].divergence(&heads[1], &compared.collect::<Vec<_>>())
+    });
+    parts.collect()
+}
+
 /// The divergence at every target, from the states of both models on the same windows: the same to the bit as [`run`]
 /// gives it, but many models are compared with one walk over the baseline's blocks.
 pub fn between(
@@ -128,10 +144,7 @@ pub fn between(
 ) -> Result<Vec<Vec<Divergence>>, EvaluateError> {
     check_vocabularies(baseline, model)?;
     let heads = [baseline.head()?, model.head()?];
-    let diverged = windows.par_iter().enumerate().with_max_len(1).map(|(index, window)| {
-        heads[0].divergence(theirs.rows(windows, index), &heads[1], ours.rows(windows, index), window.targets())
-    });
-    let targets: Vec<Vec<Divergence>> = diverged.collect();
+    let targets = diverged(&heads, windows, &|index| theirs.rows(windows, index), &|index| ours.rows(windows, index));
     let scores = |which: fn(&Divergence) -> f64| -> Vec<Vec<f32>> {
         targets.iter().map(|window| window.iter().map(|at| which(at) as f32).collect()).collect()
     };

@@ -17,6 +17,9 @@ use std::ops::Range;
 /// Bytes of hidden states kept at once unless told otherwise.
 pub const DEFAULT_MEMORY: u64 = 1 << 30;
 
+/// Rows of several windows that are multiplied with the head together.
+const SHARED: usize = 2048;
+
 /// How far scoring has come: one step is a block, or the head, applied to a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -54,8 +57,7 @@ pub fn score(
         let hidden = forward(checkpoint, windows, &mut report)?;
         let head = checkpoint.head()?;
         let width = checkpoint.config.hidden_size;
-        let scored = windows.par_iter().zip(&hidden).map(|(window, hidden)| likelihoods(&head, window, hidden, width));
-        scores.extend(scored.collect::<Vec<_>>());
+        scores.extend(likelihoods(&head, windows, &hidden, width));
         report(checkpoint.config.layers.len() + 1);
     }
     check_finite(checkpoint, windows, &scores)?;
@@ -88,9 +90,7 @@ impl States {
     /// `−log p` of every target, the same to the bit as [`score`] gives it.
     pub fn likelihoods(&self, checkpoint: &Checkpoint, windows: &[Window]) -> Result<Vec<Vec<f32>>, EvaluateError> {
         let head = checkpoint.head()?;
-        let scored = windows.par_iter().zip(&self.hidden);
-        let scores: Vec<Vec<f32>> =
-            scored.map(|(window, hidden)| likelihoods(&head, window, hidden, self.width)).collect();
+        let scores = likelihoods(&head, windows, &self.hidden, self.width);
         check_finite(checkpoint, windows, &scores)?;
         Ok(scores)
     }
@@ -135,8 +135,21 @@ pub(crate) fn forward(
     Ok(hidden)
 }
 
-fn likelihoods(head: &Head, window: &Window, hidden: &[f32], width: usize) -> Vec<f32> {
-    head.negative_log_likelihood(rows(window, width, hidden), window.targets())
+fn likelihoods(head: &Head, windows: &[Window], hidden: &[Vec<f32>], width: usize) -> Vec<Vec<f32>> {
+    let together = together(windows);
+    let parts = windows.par_chunks(together).zip(hidden.par_chunks(together)).flat_map_iter(|(windows, hidden)| {
+        let parts = windows.iter().zip(hidden);
+        let parts: Vec<_> = parts.map(|(window, hidden)| (rows(window, width, hidden), window.targets())).collect();
+        head.negative_log_likelihoods(&parts)
+    });
+    parts.collect()
+}
+
+/// Windows whose rows are multiplied with the head together, so that packing it costs little beside: [`SHARED`] rows, but
+/// not so many that a thread has none.
+pub(crate) fn together(windows: &[Window]) -> usize {
+    let rows = windows.first().map_or(1, |window| window.targets().len().max(1));
+    SHARED.div_ceil(rows).min(windows.len().div_ceil(rayon::current_num_threads())).max(1)
 }
 
 /// The rows of a window's hidden states that its targets are predicted from.

@@ -7,28 +7,42 @@
 //! ```
 //!
 //! Both vocabularies are walked in the same tiles. Each row keeps, for either side, the largest logit so far and
-//! `sum exp(logit - largest)`, and for the baseline also `sum exp(a - largest) (a - b)`; a larger logit rescales its sums.
-//! Products are float32, everything after them float64: the tests resolve 5e-8 nats to a per cent. Logits equal to
+//! `sum exp(logit - largest)`, and for the baseline also `sum exp(a - largest) (a - b)`; a larger logit rescales its sums. A tile
+//! of the vocabulary is packed once for the rows of all windows. Products are float32, everything after them float64: the tests resolve 5e-8 nats to a per cent. Logits equal to
 //! the bit give exactly zero, since every `a - b` is and both logarithms are the same number.
 
-use crate::{Compute, compute::Prepared};
+use crate::{
+    Compute,
+    compute::Prepared,
+    dispatch::vectorized,
+    exponential::{self, LANES, exp64, sum_lanes},
+};
 
 /// Entries of the vocabulary in a tile.
 const COLUMNS: usize = 1024;
 /// Rows in a tile.
 const ROWS: usize = 256;
 
-/// One side: its normed hidden states `[rows, width]` and its head `[vocabulary, width]`.
+/// One side's head.
 #[derive(Clone, Copy)]
 pub struct Side<'a> {
-    /// `[rows, width]`.
-    pub x: &'a [f32],
     /// `[vocabulary, width]`.
     pub head: &'a [f32],
-    /// Numbers in a row of either.
+    /// Numbers in a row.
     pub width: usize,
-    /// How the two are multiplied.
+    /// How it is multiplied.
     pub compute: Compute,
+}
+
+/// Rows to compare.
+#[derive(Clone, Copy)]
+pub struct Window<'a> {
+    /// Normed hidden states of the baseline, `[targets.len(), width]` by its own width.
+    pub baseline: &'a [f32],
+    /// Those of the model.
+    pub model: &'a [f32],
+    /// The token after each row.
+    pub targets: &'a [u32],
 }
 
 /// What one target position says about two models.
@@ -44,33 +58,59 @@ pub struct Divergence {
     pub model: f64,
 }
 
-/// The divergence at each of `targets.len()` rows. Runs on the calling thread.
-pub fn divergence(baseline: Side<'_>, model: Side<'_>, targets: &[u32]) -> Vec<Divergence> {
+/// The divergence at each row of each window. Runs on the calling thread.
+pub fn divergence(baseline: Side<'_>, model: Side<'_>, windows: &[Window<'_>]) -> Vec<Vec<Divergence>> {
     let vocabulary = baseline.head.len() / baseline.width;
     for side in [baseline, model] {
         assert_eq!(side.head.len(), vocabulary * side.width, "both heads have the same vocabulary");
-        assert_eq!(side.x.len(), targets.len() * side.width, "a row of hidden states for each target");
     }
-    assert!(targets.iter().all(|target| (*target as usize) < vocabulary), "every target is in the vocabulary");
-    let mut rows: Vec<Row> = targets.iter().map(|target| Row::new(*target)).collect();
-    let tile = ROWS.min(targets.len()) * COLUMNS.min(vocabulary);
+    for Window { baseline: theirs, model: ours, targets } in windows {
+        let shape = [targets.len() * baseline.width, targets.len() * model.width];
+        assert_eq!([theirs.len(), ours.len()], shape, "a row of hidden states for each target");
+        assert!(targets.iter().all(|target| (*target as usize) < vocabulary), "every target is in the vocabulary");
+    }
+    let mut rows: Vec<Vec<Row>> =
+        windows.iter().map(|window| window.targets.iter().map(|target| Row::new(*target)).collect()).collect();
+    let most = windows.iter().map(|window| window.targets.len()).max().unwrap_or(0);
+    let tile = ROWS.min(most) * COLUMNS.min(vocabulary);
     let mut logits = [vec![0.0; tile], vec![0.0; tile]];
     for first in (0..vocabulary).step_by(COLUMNS) {
-        let columns = COLUMNS.min(vocabulary - first);
-        let prepared = [Prepared::default(), Prepared::default()];
-        for (index, rows) in rows.chunks_mut(ROWS).enumerate() {
-            for ((side, prepared), logits) in [baseline, model].into_iter().zip(&prepared).zip(&mut logits) {
-                let x = &side.x[index * ROWS * side.width..][..rows.len() * side.width];
-                let head = &side.head[first * side.width..][..columns * side.width];
-                side.compute.multiply(prepared, x, head, side.width, &mut logits[..rows.len() * columns]);
-            }
-            let [a, b] = &logits;
-            for ((row, a), b) in rows.iter_mut().zip(a.chunks_exact(columns)).zip(b.chunks_exact(columns)) {
-                row.add(a, b, first);
+        let tile = [baseline, model].map(|side| Tile::new(side, first, COLUMNS.min(vocabulary - first)));
+        for (window, rows) in windows.iter().zip(&mut rows) {
+            let x = window.baseline.chunks(ROWS * baseline.width).zip(window.model.chunks(ROWS * model.width));
+            for (rows, (theirs, ours)) in rows.chunks_mut(ROWS).zip(x) {
+                let [a, b] = &mut logits;
+                let both = tile[0].logits(theirs, a).zip(tile[1].logits(ours, b));
+                for (row, (a, b)) in rows.iter_mut().zip(both) {
+                    row.add(a, b, first);
+                }
             }
         }
     }
-    rows.iter().map(Row::finish).collect()
+    rows.iter().map(|rows| rows.iter().map(Row::finish).collect()).collect()
+}
+
+/// Entries of one side's vocabulary, packed when they are first multiplied.
+struct Tile<'a> {
+    side: Side<'a>,
+    head: &'a [f32],
+    prepared: Prepared,
+}
+
+impl<'a> Tile<'a> {
+    fn new(side: Side<'a>, first: usize, columns: usize) -> Self {
+        let head = &side.head[first * side.width..][..columns * side.width];
+        Self { side, head, prepared: Prepared::default() }
+    }
+
+    /// The logits of each row of `x`, in `logits`.
+    fn logits<'l>(&self, x: &[f32], logits: &'l mut [f32]) -> std::slice::ChunksExact<'l, f32> {
+        let Side { width, compute, .. } = self.side;
+        let columns = self.head.len() / width;
+        let logits = &mut logits[..x.len() / width * columns];
+        compute.multiply(&self.prepared, x, self.head, width, logits);
+        logits.chunks_exact(columns)
+    }
 }
 
 /// One side's softmax as far as the vocabulary has been walked.
@@ -88,16 +128,13 @@ impl Softmax {
 
     /// Raises `largest` to that of `logits`; returns the factor by which sums made so far shrink.
     fn raise(&mut self, logits: &[f32], first: usize) -> f64 {
-        let mut top = None;
-        let mut largest = self.largest;
-        for (at, logit) in logits.iter().enumerate() {
-            if f64::from(*logit) > largest {
-                (largest, top) = (f64::from(*logit), Some(first + at));
-            }
+        let largest = exponential::largest(logits);
+        if f64::from(largest) <= self.largest {
+            return 1.0;
         }
-        let Some(top) = top else { return 1.0 };
-        let factor = (self.largest - largest).exp();
-        (self.largest, self.top) = (largest, top);
+        let factor = (self.largest - f64::from(largest)).exp();
+        self.largest = largest.into();
+        self.top = first + logits.iter().position(|logit| *logit == largest).unwrap_or_default();
         self.sum *= factor;
         factor
     }
@@ -127,13 +164,10 @@ impl Row {
         }
         self.weighted *= self.baseline.raise(a, first);
         self.model.raise(b, first);
-        for (a, b) in a.iter().zip(b) {
-            let (a, b) = (f64::from(*a), f64::from(*b));
-            let weight = (a - self.baseline.largest).exp();
-            self.baseline.sum += weight;
-            self.weighted += weight * (a - b);
-            self.model.sum += (b - self.model.largest).exp();
-        }
+        let [sum, weighted, model] = sums(a, b, self.baseline.largest, self.model.largest);
+        self.baseline.sum += sum;
+        self.weighted += weighted;
+        self.model.sum += model;
     }
 
     fn finish(&self) -> Divergence {
@@ -149,15 +183,41 @@ impl Row {
     }
 }
 
+vectorized! {
+    /// `sum exp(a - largest a)`, `sum exp(a - largest a) (a - b)` and `sum exp(b - largest b)`.
+    fn sums(a: &[f32], b: &[f32], largest_a: f64, largest_b: f64) -> [f64; 3] {
+        let mut lanes = [[0.0; LANES]; 3];
+        let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (a, b) in whole_a.iter().zip(whole_b) {
+            for lane in 0..LANES {
+                add(&mut lanes, lane, a[lane].into(), b[lane].into(), [largest_a, largest_b]);
+            }
+        }
+        for (lane, (a, b)) in rest_a.iter().zip(rest_b).enumerate() {
+            add(&mut lanes, lane, (*a).into(), (*b).into(), [largest_a, largest_b]);
+        }
+        lanes.map(sum_lanes)
+    }
+}
+
+#[allow(clippy::inline_always, reason = "vectorizes only inside its caller's loop")]
+#[inline(always)]
+fn add(lanes: &mut [[f64; LANES]; 3], lane: usize, a: f64, b: f64, largest: [f64; 2]) {
+    let weight = exp64(a - largest[0]);
+    lanes[0][lane] += weight;
+    lanes[1][lane] = weight.mul_add(a - b, lanes[1][lane]);
+    lanes[2][lane] += exp64(b - largest[1]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::random;
 
     /// The definition over whole rows of float64 logits: `sum p (log p - log q)`.
-    fn reference(baseline: Side<'_>, model: Side<'_>, targets: &[u32]) -> Vec<Divergence> {
-        let log_softmax = |side: Side<'_>, row: usize| -> Vec<f64> {
-            let x = &side.x[row * side.width..][..side.width];
+    fn reference(baseline: Side<'_>, model: Side<'_>, window: Window<'_>) -> Vec<Divergence> {
+        let log_softmax = |side: Side<'_>, x: &[f32], row: usize| -> Vec<f64> {
+            let x = &x[row * side.width..][..side.width];
             let dot = |w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
             let logits: Vec<f64> = side.head.chunks(side.width).map(dot).collect();
             let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -167,7 +227,7 @@ mod tests {
         let top =
             |values: &[f64]| (0..values.len()).fold(0, |best, at| if values[at] > values[best] { at } else { best });
         let one = |(row, target): (usize, &u32)| {
-            let (p, q) = (log_softmax(baseline, row), log_softmax(model, row));
+            let (p, q) = (log_softmax(baseline, window.baseline, row), log_softmax(model, window.model, row));
             Divergence {
                 kl: p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum(),
                 same_top: top(&p) == top(&q),
@@ -175,7 +235,7 @@ mod tests {
                 model: -q[*target as usize],
             }
         };
-        targets.iter().enumerate().map(one).collect()
+        window.targets.iter().enumerate().map(one).collect()
     }
 
     /// A logit errs by at most `width u sum |x w|`; KL moves by at most twice the largest error of either side's logits, and
@@ -192,15 +252,12 @@ mod tests {
         ] {
             let x = widths.map(|width| random(rows * width, 1).iter().map(|v| v * spread).collect::<Vec<f32>>());
             let heads = widths.map(|width| random(vocabulary * width, width as u64));
-            let [baseline, model] = std::array::from_fn(|side| Side {
-                x: &x[side],
-                head: &heads[side],
-                width: widths[side],
-                compute: Compute::F32,
-            });
+            let [baseline, model] =
+                std::array::from_fn(|side| Side { head: &heads[side], width: widths[side], compute: Compute::F32 });
             let targets: Vec<u32> = (0..rows).map(|r| (r * 7919 % vocabulary) as u32).collect();
-            let got = divergence(baseline, model, &targets);
-            let expected = reference(baseline, model, &targets);
+            let window = Window { baseline: &x[0], model: &x[1], targets: &targets };
+            let got = divergence(baseline, model, &[window]).remove(0);
+            let expected = reference(baseline, model, window);
             let width = widths[0].max(widths[1]) as f64;
             let bound = 2f64.powi(-24) * 4.0 * width * width * f64::from(spread) + 1e-12;
             for (got, expected) in got.iter().zip(&expected) {
@@ -222,8 +279,9 @@ mod tests {
         let mut changed = head.clone();
         changed[5 * width..6 * width].iter_mut().for_each(|w| *w *= 1.0 + 2f32.powi(-9));
         let targets = [5; 4];
-        let [a, b] = [&head, &changed].map(|head| Side { x: &x, head, width, compute: Compute::F32 });
-        for (got, expected) in divergence(a, b, &targets).iter().zip(reference(a, b, &targets)) {
+        let [a, b] = [&head, &changed].map(|head| Side { head, width, compute: Compute::F32 });
+        let window = Window { baseline: &x, model: &x, targets: &targets };
+        for (got, expected) in divergence(a, b, &[window])[0].iter().zip(reference(a, b, window)) {
             assert!(expected.kl < 1e-7 && got.kl >= 0.0, "{expected:?}");
             // Logits err by 1e-6 relative to their difference of 1e-3: KL to a per cent.
             assert!((got.kl - expected.kl).abs() <= 0.01 * expected.kl + 1e-14, "{got:?} {expected:?}");
@@ -233,9 +291,9 @@ mod tests {
     #[test]
     fn equal_models_give_exactly_zero() {
         let (x, head) = (random(300 * 40, 1), random(1500 * 40, 2));
-        let side = Side { x: &x, head: &head, width: 40, compute: Compute::F32 };
+        let side = Side { head: &head, width: 40, compute: Compute::F32 };
         let targets: Vec<u32> = (0..300).collect();
-        for got in divergence(side, side, &targets) {
+        for got in divergence(side, side, &[Window { baseline: &x, model: &x, targets: &targets }]).remove(0) {
             assert_eq!((got.kl, got.same_top), (0.0, true));
             assert_eq!(got.baseline.to_bits(), got.model.to_bits());
         }
@@ -243,7 +301,10 @@ mod tests {
 
     #[test]
     fn extremes_and_ties() {
-        let side = |head: &'static [f32]| Side { x: &[1.0], head, width: 1, compute: Compute::F32 };
+        let side = |head: &'static [f32]| Side { head, width: 1, compute: Compute::F32 };
+        let divergence = |baseline, model, targets: &[u32]| {
+            super::divergence(baseline, model, &[Window { baseline: &[1.0], model: &[1.0], targets }]).remove(0)
+        };
         // Certain of different tokens: log p / q is the distance of the logits.
         let got = divergence(side(&[1000.0, 0.0]), side(&[0.0, 1000.0]), &[0])[0];
         assert_eq!((got.kl, got.same_top, got.baseline, got.model), (1000.0, false, 0.0, 1000.0));
@@ -254,5 +315,25 @@ mod tests {
         assert!(!divergence(side(&[0.0, 1.0, 1.0]), side(&[0.0, 1.0, 2.0]), &[0])[0].same_top);
         let broken = divergence(side(&[1.0, 2.0]), side(&[f32::NAN, 2.0]), &[1])[0];
         assert!(broken.kl.is_nan() && broken.model.is_nan() && !broken.baseline.is_nan());
+    }
+
+    #[test]
+    fn windows_together_are_what_each_is_alone() {
+        let (x, y, head, other) =
+            (random(600 * 24, 1), random(600 * 24, 2), random(1100 * 24, 3), random(1100 * 24, 4));
+        for compute in [Compute::F32, Compute::Bf16x3] {
+            let [a, b] = [&head, &other].map(|head| Side { head, width: 24, compute });
+            let targets: Vec<u32> = (0..600).collect();
+            let window = |rows: std::ops::Range<usize>| Window {
+                baseline: &x[rows.start * 24..rows.end * 24],
+                model: &y[rows.start * 24..rows.end * 24],
+                targets: &targets[rows],
+            };
+            let windows = [window(0..300), window(300..300), window(300..301), window(301..600)];
+            let together = divergence(a, b, &windows);
+            for (window, together) in windows.into_iter().zip(&together) {
+                assert_eq!(&divergence(a, b, &[window])[0], together);
+            }
+        }
     }
 }

@@ -131,26 +131,47 @@ pub fn linear_few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize
     }
 }
 
-/// Tiles of 4 rows and 2 outputs; what is left over goes one by one, summed in the same order.
+/// Tiles of 8 rows and 4 outputs, or 4 and 2; what is left over goes one by one, summed in the same order.
 fn few_rows(x: &[f32], w: &[f32], inputs: usize, out: &mut [f32]) {
-    let (outputs, tile) = (w.len() / inputs, tile());
+    let (outputs, large, small) = (w.len() / inputs, large_tile(), small_tile());
+    for (quad, w) in w.chunks(4 * inputs).enumerate() {
+        for (eight, x) in x.chunks(8 * inputs).enumerate() {
+            let mut put = |row: usize, column: usize, value| {
+                out[(8 * eight + row) * outputs + 4 * quad + column] = value;
+            };
+            match large.filter(|_| x.len() == 8 * inputs && w.len() == 4 * inputs) {
+                Some(tile) => put_all(&tile(x, w, inputs), [0, 0], &mut put),
+                None => small_tiles(x, w, inputs, small, &mut put),
+            }
+        }
+    }
+}
+
+/// The products of a few rows and outputs, by tiles of 4 and 2.
+fn small_tiles(x: &[f32], w: &[f32], inputs: usize, tile: Option<Tile<4, 2>>, put: &mut impl FnMut(usize, usize, f32)) {
     for (pair, w) in w.chunks(2 * inputs).enumerate() {
         for (four, x) in x.chunks(4 * inputs).enumerate() {
-            let mut put = |row: usize, column: usize, value| {
-                out[(4 * four + row) * outputs + 2 * pair + column] = value;
-            };
-            if let (8, Some(tile)) = (x.len() / inputs * (w.len() / inputs), tile) {
-                for (row, sums) in tile(x, w, inputs).iter().enumerate() {
-                    put(row, 0, sums[0]);
-                    put(row, 1, sums[1]);
-                }
+            if let Some(tile) = tile.filter(|_| x.len() == 4 * inputs && w.len() == 2 * inputs) {
+                put_all(&tile(x, w, inputs), [4 * four, 2 * pair], put);
                 continue;
             }
             for (column, w) in w.chunks_exact(inputs).enumerate() {
                 for (row, x) in x.chunks_exact(inputs).enumerate() {
-                    put(row, column, single(x, w));
+                    put(4 * four + row, 2 * pair + column, single(x, w));
                 }
             }
+        }
+    }
+}
+
+fn put_all<const ROWS: usize, const OUTPUTS: usize>(
+    tile: &[[f32; OUTPUTS]; ROWS],
+    [row, column]: [usize; 2],
+    put: &mut impl FnMut(usize, usize, f32),
+) {
+    for (r, sums) in tile.iter().enumerate() {
+        for (c, sum) in sums.iter().enumerate() {
+            put(row + r, column + c, *sum);
         }
     }
 }
@@ -158,11 +179,11 @@ fn few_rows(x: &[f32], w: &[f32], inputs: usize, out: &mut [f32]) {
 /// Running sums of one product.
 type Lanes = [f32; 8];
 
-/// The products of 4 rows of the first with 2 rows of the second slice, rows being so wide.
-type Tile = fn(&[f32], &[f32], usize) -> [[f32; 2]; 4];
+/// The products of `ROWS` rows of the first with `OUTPUTS` rows of the second slice, rows being so wide.
+type Tile<const ROWS: usize, const OUTPUTS: usize> = fn(&[f32], &[f32], usize) -> [[f32; OUTPUTS]; ROWS];
 
-/// The tile of this processor, if it has one.
-fn tile() -> Option<Tile> {
+/// The tile for AVX2, if this processor has it.
+fn small_tile() -> Option<Tile<4, 2>> {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         return Some(|x, w, inputs| {
@@ -174,6 +195,65 @@ fn tile() -> Option<Tile> {
         });
     }
     None
+}
+
+/// The tile for AVX-512, if this processor has it.
+fn large_tile() -> Option<Tile<8, 4>> {
+    #[cfg(target_arch = "x86_64")]
+    if crate::dispatch::has_avx512() {
+        return Some(|x, w, inputs| {
+            // SAFETY: the processor was just found to have the features that the function is compiled for.
+            #[allow(unsafe_code)]
+            unsafe {
+                tile_avx512(x, w, inputs)
+            }
+        });
+    }
+    None
+}
+
+/// A register holds the running sums of two outputs, so that the order of sums is that of narrower registers.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
+#[allow(unsafe_code)]
+fn tile_avx512(x: &[f32], w: &[f32], inputs: usize) -> [[f32; 4]; 8] {
+    use std::arch::x86_64::{
+        _mm256_loadu_ps, _mm512_broadcast_f32x8, _mm512_castps256_ps512, _mm512_fmadd_ps, _mm512_insertf32x8,
+        _mm512_setzero_ps, _mm512_storeu_ps,
+    };
+    let x: [&[f32]; 8] = std::array::from_fn(|row| &x[row * inputs..][..inputs]);
+    let w: [&[f32]; 4] = std::array::from_fn(|row| &w[row * inputs..][..inputs]);
+    let (mut sums, whole) = ([[_mm512_setzero_ps(); 2]; 8], inputs / 8 * 8);
+    for at in (0..whole).step_by(8) {
+        let mut both = [_mm512_setzero_ps(); 2];
+        for pair in 0..2 {
+            // SAFETY: every slice has `inputs` numbers, and at + 8 is at most that.
+            let [low, high] = unsafe {
+                [_mm256_loadu_ps(w[2 * pair].as_ptr().add(at)), _mm256_loadu_ps(w[2 * pair + 1].as_ptr().add(at))]
+            };
+            both[pair] = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high);
+        }
+        for row in 0..8 {
+            // SAFETY: as above.
+            let x = _mm512_broadcast_f32x8(unsafe { _mm256_loadu_ps(x[row].as_ptr().add(at)) });
+            sums[row][0] = _mm512_fmadd_ps(x, both[0], sums[row][0]);
+            sums[row][1] = _mm512_fmadd_ps(x, both[1], sums[row][1]);
+        }
+    }
+    // No closures: they would keep the sums in memory rather than in registers.
+    let mut totals = [[0.0; 4]; 8];
+    for row in 0..8 {
+        let mut lanes = [Lanes::default(); 4];
+        // SAFETY: there is room for twice sixteen numbers.
+        unsafe {
+            _mm512_storeu_ps(lanes.as_mut_ptr().cast(), sums[row][0]);
+            _mm512_storeu_ps(lanes.as_mut_ptr().add(2).cast(), sums[row][1]);
+        }
+        for column in 0..4 {
+            totals[row][column] = total(lanes[column], &x[row][whole..], &w[column][whole..]);
+        }
+    }
+    totals
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -263,9 +343,17 @@ mod tests {
     /// The same bound, and rows by themselves to the bit.
     #[test]
     fn few_rows_agree_with_the_triple_loop_and_stand_alone() {
-        for (rows, outputs, inputs) in
-            [(1, 1, 1), (2, 3, 7), (4, 2, 8), (5, 4, 100), (16, 33, 257), (9, 1, 576), (0, 4, 3)]
-        {
+        for (rows, outputs, inputs) in [
+            (1, 1, 1),
+            (2, 3, 7),
+            (4, 2, 8),
+            (5, 4, 100),
+            (8, 4, 9),
+            (16, 33, 257),
+            (13, 7, 64),
+            (9, 1, 576),
+            (0, 4, 3),
+        ] {
             let (x, w, bias) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(outputs, 3));
             for bias in [None, Some(&bias[..])] {
                 let mut out = vec![f32::NAN; rows * outputs];

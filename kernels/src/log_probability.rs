@@ -19,9 +19,24 @@ const ROWS: usize = 256;
 /// `x` is `[targets.len(), inputs]`, `head` `[vocabulary, inputs]`; the vocabulary is walked in tiles. Runs on the calling
 /// thread.
 pub fn negative_log_likelihood(compute: Compute, x: &[f32], head: &[f32], inputs: usize, targets: &[u32]) -> Vec<f32> {
-    let rows: Vec<&[u32]> = targets.chunks(1).collect();
+    negative_log_likelihoods(compute, &[x], head, inputs, &[targets]).remove(0)
+}
+
+/// The same of several windows, each by its own `x` and `targets`; a tile of the head is packed once for all of them.
+pub fn negative_log_likelihoods(
+    compute: Compute,
+    x: &[&[f32]],
+    head: &[f32],
+    inputs: usize,
+    targets: &[&[u32]],
+) -> Vec<Vec<f32>> {
+    assert_eq!(x.len(), targets.len(), "targets for each window");
+    let shapes = x.iter().zip(targets).all(|(x, targets)| x.len() == targets.len() * inputs);
+    assert!(shapes, "a row for each target");
+    let rows: Vec<&[u32]> = targets.iter().flat_map(|targets| targets.chunks(1)).collect();
     let rows = walk(compute, x, head, inputs, &rows);
-    rows.iter().map(|row| row.negative_log_likelihood(row.targets[0].1)).collect()
+    let mut likelihoods = rows.iter().map(|row| row.negative_log_likelihood(row.targets[0].1));
+    targets.iter().map(|targets| likelihoods.by_ref().take(targets.len()).collect()).collect()
 }
 
 /// A target's score.
@@ -39,23 +54,26 @@ pub fn scores(compute: Compute, x: &[f32], head: &[f32], inputs: usize, targets:
         log_probability: -row.negative_log_likelihood(logit),
         greedy: target == row.top,
     };
-    let rows = walk(compute, x, head, inputs, targets);
+    let rows = walk(compute, &[x], head, inputs, targets);
     rows.iter().map(|row| row.targets.iter().map(|target| score(row, *target)).collect()).collect()
 }
 
-/// Each row's softmax after the whole vocabulary.
-fn walk(compute: Compute, x: &[f32], head: &[f32], inputs: usize, targets: &[&[u32]]) -> Vec<Row> {
+/// Each row's softmax after the whole vocabulary, of all `x` one after the other.
+fn walk(compute: Compute, x: &[&[f32]], head: &[f32], inputs: usize, targets: &[&[u32]]) -> Vec<Row> {
     let vocabulary = head.len() / inputs;
-    assert_eq!((x.len(), head.len()), (targets.len() * inputs, vocabulary * inputs), "shapes of x, head and targets");
+    let numbers: usize = x.iter().map(|x| x.len()).sum();
+    assert_eq!((numbers, head.len()), (targets.len() * inputs, vocabulary * inputs), "shapes of x, head and targets");
     let inside = targets.iter().flat_map(|targets| *targets).all(|target| (*target as usize) < vocabulary);
     assert!(inside, "every target is in the vocabulary");
     let mut rows: Vec<Row> = targets.iter().map(|targets| Row::new(targets)).collect();
+    let chunks: Vec<&[f32]> = x.iter().flat_map(|x| x.chunks(ROWS * inputs)).collect();
     let mut logits = vec![0.0; ROWS.min(targets.len()) * COLUMNS.min(vocabulary)];
     for (tile, head) in head.chunks(COLUMNS * inputs).enumerate() {
-        let (columns, prepared) = (head.len() / inputs, Prepared::default());
-        for (x, rows) in x.chunks(ROWS * inputs).zip(rows.chunks_mut(ROWS)) {
-            compute.multiply(&prepared, x, head, inputs, &mut logits[..rows.len() * columns]);
-            for (row, logits) in rows.iter_mut().zip(logits.chunks_exact_mut(columns)) {
+        let (columns, prepared, mut rows) = (head.len() / inputs, Prepared::default(), rows.iter_mut());
+        for x in &chunks {
+            let logits = &mut logits[..x.len() / inputs * columns];
+            compute.multiply(&prepared, x, head, inputs, logits);
+            for (logits, row) in logits.chunks_exact_mut(columns).zip(&mut rows) {
                 row.add(logits, tile * COLUMNS);
             }
         }
@@ -149,6 +167,20 @@ mod tests {
             assert_eq!(negative_log_likelihood(Compute::F32, &[1.0, 1.0], &head, 1, &targets), [0.0, 1000.0]);
         }
         assert!(negative_log_likelihood(Compute::F32, &[f32::NAN], &[1.0, 2.0], 1, &[0])[0].is_nan());
+    }
+
+    #[test]
+    fn windows_together_are_what_each_is_alone() {
+        let (x, head, targets) = (random(600 * 24, 1), random(1100 * 24, 2), (0..600).collect::<Vec<u32>>());
+        let rows = [0..300, 300..300, 300..301, 301..600];
+        let x: Vec<&[f32]> = rows.iter().map(|rows| &x[rows.start * 24..rows.end * 24]).collect();
+        let targets: Vec<&[u32]> = rows.into_iter().map(|rows| &targets[rows]).collect();
+        for compute in [Compute::F32, Compute::Bf16x3] {
+            let together = negative_log_likelihoods(compute, &x, &head, 24, &targets);
+            for ((x, targets), together) in x.iter().zip(&targets).zip(&together) {
+                assert_eq!(&negative_log_likelihood(compute, x, &head, 24, targets), together);
+            }
+        }
     }
 
     #[test]

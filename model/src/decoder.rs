@@ -521,29 +521,37 @@ impl Head {
         log_probability::negative_log_likelihood(self.compute, &normed, &self.weight, width, targets)
     }
 
+    /// The same of several windows, each its hidden states and targets; the head is packed once for all of them.
+    pub fn negative_log_likelihoods(&self, windows: &[(&[f32], &[u32])]) -> Vec<Vec<f32>> {
+        let normed: Vec<Vec<f32>> = windows.iter().map(|(hidden, _)| self.normed(hidden)).collect();
+        let x: Vec<&[f32]> = normed.iter().map(Vec::as_slice).collect();
+        let targets: Vec<&[u32]> = windows.iter().map(|(_, targets)| *targets).collect();
+        log_probability::negative_log_likelihoods(self.compute, &x, &self.weight, self.config.hidden_size, &targets)
+    }
+
     /// The score of each of `targets[r]` after row `r` of `hidden` (`[targets.len(), hidden_size]`, before the final norm).
     pub fn scores(&self, hidden: &[f32], targets: &[&[u32]]) -> Vec<Vec<log_probability::Score>> {
         let (normed, width) = (self.normed(hidden), self.config.hidden_size);
         log_probability::scores(self.compute, &normed, &self.weight, width, targets)
     }
 
-    /// How far `model` is from this head's model after each row: `hidden` of this one, `models` of the other, both before
-    /// their final norms. The vocabularies have to be equal.
-    pub fn divergence(
-        &self,
-        hidden: &[f32],
-        model: &Self,
-        models: &[f32],
-        targets: &[u32],
-    ) -> Vec<divergence::Divergence> {
-        let (ours, theirs) = (self.normed(hidden), model.normed(models));
-        divergence::divergence(self.side(&ours), model.side(&theirs), targets)
+    /// How far `model` is from this head's model after each row of each window. The vocabularies have to be equal.
+    pub fn divergence(&self, model: &Self, windows: &[Compared<'_>]) -> Vec<Vec<divergence::Divergence>> {
+        let normed: Vec<[Vec<f32>; 2]> =
+            windows.iter().map(|window| [self.normed(window.baseline), model.normed(window.model)]).collect();
+        let both = windows.iter().zip(&normed);
+        let windows: Vec<Compared<'_>> =
+            both.map(|(window, [baseline, model])| Compared { baseline, model, targets: window.targets }).collect();
+        divergence::divergence(self.side(), model.side(), &windows)
     }
 
-    fn side<'a>(&'a self, x: &'a [f32]) -> divergence::Side<'a> {
-        divergence::Side { x, head: &self.weight, width: self.config.hidden_size, compute: self.compute }
+    fn side(&self) -> divergence::Side<'_> {
+        divergence::Side { head: &self.weight, width: self.config.hidden_size, compute: self.compute }
     }
 }
+
+/// Hidden states of two models on one window, before their final norms, and the token after each.
+pub use divergence::Window as Compared;
 
 impl<W: Weight> Head<W> {
     /// The logits after each row of `hidden`, `[rows, vocabulary]`.

@@ -303,6 +303,12 @@ pub(crate) struct Wishes {
 }
 
 impl Run {
+    /// The method by its name on the command line.
+    pub(crate) fn method(&self) -> String {
+        let name = self.weights.method.to_possible_value();
+        name.map_or_else(String::new, |name| name.get_name().to_owned())
+    }
+
     /// The request, with the defaults that depend on the model.
     pub(crate) fn request(self) -> anyhow::Result<(Request, Wishes)> {
         let model = self.model.context("the model is missing")?;

@@ -1,9 +1,10 @@
 //! The binary `quantize`: parse, prepare, say what will be done, do it, say what came of it.
 
 mod cli;
+mod idle;
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches as _};
 use cli::{Cli, Command};
 use console::Exit;
 use quantize::Job;
@@ -12,7 +13,11 @@ use std::io::Write;
 const VERSION: &str = concat!("caliper quantize ", env!("CARGO_PKG_VERSION"));
 
 fn main() -> std::process::ExitCode {
-    let cli = Cli::parse();
+    let given = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
+    if cli.command.is_none() {
+        idle::refuse(&mut Cli::command(), &given, &cli.run.method()).unwrap_or_else(|error| error.exit());
+    }
     console::run(|| match cli.command {
         Some(Command::Inspect { path, json }) => inspect(&path, json),
         Some(Command::Doctor { json }) => console::doctor::run(VERSION, &kernels::doctor::examine(), json),

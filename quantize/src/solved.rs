@@ -4,6 +4,7 @@
 //! norms and biases as stored, and whatever is only copied rounded to the type that the format stores it in.
 
 use crate::{Journal, QuantizeError, plan::ValidPlan};
+use kernels::QuantizedMatrix;
 use model::{
     Checkpoint, ModelError,
     format::{self, Contents, QuantizedModule, Rounding, Sizes, StoredType, TensorSource},
@@ -87,6 +88,16 @@ impl TensorSource for SolvedTensors {
         }
         let values = self.folded.get(name).map_or_else(|| self.source.read(name), |values| Ok(values.clone()))?;
         Ok(self.rounding.apply(name, self.source.stored_type(name)?, values))
+    }
+
+    fn quantized(&self, module: &str) -> Result<Option<QuantizedMatrix>, ModelError> {
+        let Some(block) = self.blocks.get(&format!("{module}.weight")) else { return Ok(None) };
+        let wrong = |what: String| ModelError::Tensor { tensor: module.to_owned(), what };
+        let solved = self.journal.load(*block).map_err(|error| wrong(error.to_string()))?;
+        Ok(solved
+            .iter()
+            .find(|(_, report)| report.module == module)
+            .and_then(|(matrix, _)| matrix.grid(module).ok().cloned()))
     }
 
     fn read_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, ModelError> {

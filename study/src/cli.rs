@@ -61,6 +61,29 @@ pub(crate) enum Command {
     /// Any bits, group size, order and damping from the same statistics; several folders are mixed by their weights. Layers
     /// don't see each other's errors, as with `quantize --inputs original`.
     Solve(SolveOptions),
+    /// Show how alike the statistics of two texts, or of two halves of one, are
+    ///
+    /// For each stage of a block: the similarity of the Hessians, and the correlation of the inputs' mean squares. Capture the
+    /// halves of a text as two sources, or two seeds of it, with `study capture`.
+    Agreement {
+        /// The model that the statistics are of
+        #[arg(value_name = "MODEL")]
+        model: String,
+        /// A folder of `study capture`
+        #[arg(value_name = "FIRST")]
+        first: PathBuf,
+        /// Another
+        #[arg(value_name = "SECOND")]
+        second: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have a model write text to calibrate it on
+    ///
+    /// Writes JSON lines, a text in each, to be named as a calibration source. The first token of a text is drawn evenly from
+    /// the vocabulary, the others as the model would have them.
+    Sample(SampleOptions),
     /// Count cells done, open and failed, and say why
     Status {
         #[command(flatten)]
@@ -76,6 +99,9 @@ pub(crate) enum Command {
         /// Folder for report.html, report.md and figures [default: the results folder]
         #[arg(long, value_name = "FOLDER")]
         out: Option<PathBuf>,
+        /// Recommend the best of what fits into so much memory, such as 80MiB
+        #[arg(long, value_name = "SIZE", value_parser = console::machine::parse_bytes)]
+        within: Option<u64>,
     },
     /// Write the measured cells as one table to stdout
     ///
@@ -273,6 +299,39 @@ pub(crate) struct SolveOptions {
     /// Threads [default: all cores]; the results do not depend on it
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
+}
+
+/// What `study sample` takes.
+#[derive(Args)]
+pub(crate) struct SampleOptions {
+    /// The model: a folder, a GGUF file, `demo`, or org/name[@revision] on the hub
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+    /// Texts to write
+    #[arg(long, value_name = "COUNT", default_value_t = 128)]
+    pub(crate) texts: usize,
+    /// The most tokens of a text
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub(crate) length: usize,
+    /// What logits are divided by: 1 is as the model has it, less is likelier text
+    #[arg(long, value_name = "NUMBER", default_value_t = 1.0, value_parser = positive)]
+    pub(crate) temperature: f64,
+    /// Seed of every draw
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Threads [default: all cores]; the results do not depend on it
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|number: &f64| *number > 0.0 && number.is_finite())
+        .ok_or("give a number above 0".to_owned())
 }
 
 impl RunOptions {

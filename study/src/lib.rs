@@ -8,7 +8,9 @@
 //! an append-only store ([`store`]); reports are made from the store and the plan ([`plan`]) alone, so that they can be
 //! read where the models are not. Quantizes and evaluates through the libraries beside it, in this process.
 
+pub mod agreement;
 pub mod check;
+pub mod codes;
 pub mod error;
 pub mod evaluator;
 pub mod export;
@@ -25,6 +27,7 @@ pub mod questions;
 pub mod report;
 pub mod results;
 pub mod run;
+pub mod sample;
 pub mod say;
 pub mod schedule;
 pub mod settings;

@@ -4,7 +4,7 @@ mod cli;
 
 use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser as _};
-use cli::{CaptureOptions, Cli, Command, Format, On, RunOptions, SolveOptions, Where};
+use cli::{CaptureOptions, Cli, Command, Format, On, RunOptions, SampleOptions, SolveOptions, Where};
 use console::{Exit, Live, Table, machine};
 use std::{
     fs,
@@ -37,8 +37,10 @@ fn main() -> ExitCode {
         Command::Retry(options) => run(&options, true),
         Command::Capture(options) => capture(options),
         Command::Solve(options) => solve(options),
+        Command::Agreement { model, first, second, json } => agreement(&model, &first, &second, json),
+        Command::Sample(options) => sample(options),
         Command::Status { study } => status(&study),
-        Command::Report { study, out } => report(&study, out.as_deref()),
+        Command::Report { study, out, within } => report(&study, out.as_deref(), within),
         Command::Export { study, format, out } => export(&study, format, out.as_deref()),
         Command::Suggest { study, bytes, json } => suggest(&study, &bytes, json),
         Command::Demo { out, threads } => demo(&out, threads),
@@ -133,11 +135,14 @@ fn describe(opened: &Opened, cost: &Cost, overlaps: &[Overlap]) -> String {
             text.extent()
         ));
     }
-    if !overlaps.is_empty() {
-        lines.push(format!(
-            "share of the evaluation text that is also in the calibration text:\n{}",
-            overlap_table(overlaps)
-        ));
+    let apart = overlaps.iter().filter(|overlap| overlap.containment == 0.0).count();
+    lines.push(format!(
+        "pairs of calibration and evaluation text with nothing in common: {apart} of {}",
+        overlaps.len()
+    ));
+    if apart < overlaps.len() {
+        let what = "share of the evaluation text that is also in the calibration text";
+        lines.push(format!("{what}:\n{}", overlap_table(overlaps)));
     }
     lines.extend(warnings(opened, overlaps).into_iter().map(|warning| format!("warning: {warning}")));
     let free = machine::free_disk(&opened.folder).map_or_else(|| "unknown".to_owned(), machine::bytes);
@@ -155,7 +160,7 @@ fn describe(opened: &Opened, cost: &Cost, overlaps: &[Overlap]) -> String {
 
 fn overlap_table(overlaps: &[Overlap]) -> Table {
     let mut table = Table::new(["calibration", "evaluation", "in common"]);
-    for overlap in overlaps {
+    for overlap in overlaps.iter().filter(|overlap| overlap.containment > 0.0) {
         let share = format!("{:.2} %", 100.0 * overlap.containment);
         table.row([overlap.calibration.clone(), overlap.evaluation.clone(), share]);
     }
@@ -400,6 +405,32 @@ fn solve(options: SolveOptions) -> anyhow::Result<Exit> {
     ))
 }
 
+fn agreement(model: &str, first: &Path, second: &Path, json: bool) -> anyhow::Result<Exit> {
+    let agreements = study::agreement::agreement(model, first, second)?;
+    if json {
+        return done(&serde_json::to_string_pretty(&agreements)?);
+    }
+    let mut table = Table::new(["stage", "similarity of Hessians", "least of a block", "correlation of diagonals"]);
+    for at in &agreements {
+        let number = |value: f64| format!("{value:.4}");
+        table.row([
+            study::part::name(at.stage).to_owned(),
+            number(at.hessians),
+            number(at.least),
+            number(at.diagonals),
+        ]);
+    }
+    done(&table.to_string())
+}
+
+fn sample(options: SampleOptions) -> anyhow::Result<Exit> {
+    start_threads(options.threads)?;
+    let SampleOptions { model, texts, length, temperature, seed, out, .. } = options;
+    let what = study::sample::Sample { model, texts, length, temperature, seed, out };
+    let tokens = study::sample::sample(&what)?;
+    done(&format!("written: {texts} texts, {tokens} tokens, to {}", what.out.display()))
+}
+
 fn verdict(study: &Path, tally: Tally, retry: bool) -> anyhow::Result<Exit> {
     let Tally { measured, failed, known, failed_before } = tally;
     print(&format!("measured {measured} cells, {known} were there already, {failed} failed"))?;
@@ -440,7 +471,7 @@ fn status(place: &Where) -> anyhow::Result<Exit> {
     }
 }
 
-fn report(place: &Where, out: Option<&Path>) -> anyhow::Result<Exit> {
+fn report(place: &Where, out: Option<&Path>, within: Option<u64>) -> anyhow::Result<Exit> {
     let store = place.store();
     let (plan, contents) = (Plan::read(store.folder())?, store.read()?);
     if !plan.cells.iter().any(|cell| contents.measured(&cell.cell).is_some()) {
@@ -450,7 +481,7 @@ fn report(place: &Where, out: Option<&Path>) -> anyhow::Result<Exit> {
         .iter()
         .chain(&cut_short(&contents))
         .for_each(|remark| say(&format!("warning: {remark}")));
-    let report = Report::new(&plan, &contents)?;
+    let report = Report::new(&plan, &contents, within)?;
     let [html, markdown] = report.write(out.unwrap_or(store.folder()))?;
     let answer: Vec<String> = report.page.answer.iter().map(|sentence| format!("- {sentence}")).collect();
     print(&format!("{}\n{}", report.page.question, answer.join("\n")))?;
@@ -521,7 +552,7 @@ fn demo(out: &Path, threads: Option<u16>) -> anyhow::Result<Exit> {
     fs::write(&study, cli::DEMO).with_context(|| study.display().to_string())?;
     let place = || Where { study: study.clone(), results: None };
     run(&RunOptions::here(place(), threads), false)?;
-    report(&place(), None)
+    report(&place(), None, None)
 }
 
 /// A remark where the study file is not the one that was run.

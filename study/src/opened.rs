@@ -296,7 +296,9 @@ impl Opened {
             label(same),
             label(&unit)
         );
-        self.warnings.push(warning);
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
     }
 
     fn configured(&self, settings: &Settings, sets: &mut Sets) -> Result<Unit, String> {

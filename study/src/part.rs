@@ -19,6 +19,11 @@ use quantize::Options;
 const STAGES: [(&str, Stage); 4] =
     [("qkv", Stage::Qkv), ("output", Stage::Output), ("gate-up", Stage::GateUp), ("down", Stage::Down)];
 
+/// A stage by its name.
+pub fn name(stage: Stage) -> &'static str {
+    STAGES.iter().find(|(_, known)| *known == stage).map_or("", |(name, _)| *name)
+}
+
 /// The parts that `part` stands for in a model that `config` describes: itself, or one for each place.
 pub fn expanded(part: &str, config: &Config) -> Vec<String> {
     let Some((how, "each", what)) = split(part).map(|(how, rest)| {

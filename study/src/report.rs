@@ -1,11 +1,12 @@
 //! The report: what the findings are, shown and said.
 
+mod bands;
 mod effects;
 mod parts;
 mod words;
 
 use self::{
-    effects::{cells, curves, matrix, settings, sizes},
+    effects::{cells, curves, matrix, settings, sizes, stability},
     parts::{damage, places, shortcut},
     words::{headings, slug},
 };
@@ -35,19 +36,20 @@ pub struct Report {
 }
 
 impl Report {
-    /// The report of what `contents` holds of `plan`.
-    pub fn new(plan: &Plan, contents: &Contents) -> Result<Self, StudyError> {
+    /// The report of what `contents` holds of `plan`; with `within`, it recommends what fits into so many bytes.
+    pub fn new(plan: &Plan, contents: &Contents, within: Option<u64>) -> Result<Self, StudyError> {
         let all: Vec<Results<'_>> =
             plan.measures().into_iter().map(|measure| Results::new(plan, contents, measure)).collect();
         let mut answer: Vec<String> = unmeasured(plan, &all).into_iter().collect();
         let (mut sections, mut shown) = (Vec::new(), 0);
         for results in &all {
             let several = all.len() > 1;
-            let part = part(results, several)?;
+            let part = part(results, several, within)?;
             answer.extend(part.answer);
             sections.extend(part.sections);
             shown += part.shown;
         }
+        sections.extend(all.first().and_then(stability));
         sections.push(baselines(&all));
         sections.extend(failures(plan, &all));
         sections.push(fixed(plan));
@@ -84,7 +86,7 @@ struct Part {
 }
 
 /// With `several`, the measure stands in every heading, caption and sentence.
-fn part(results: &Results<'_>, several: bool) -> Result<Part, StudyError> {
+fn part(results: &Results<'_>, several: bool, within: Option<u64>) -> Result<Part, StudyError> {
     let rows = findings::rows(results);
     let panels = findings::panels(results);
     let rankings = findings::rankings(results);
@@ -98,8 +100,10 @@ fn part(results: &Results<'_>, several: bool) -> Result<Part, StudyError> {
     );
     sections.extend(places(results));
     sections.push(cells(results, &rows));
+    sections.extend(bands::expected(results, &rows));
     sections.extend(shortcut(results));
     let mut answer = say::answers(results, &panels, &rankings, &rows);
+    answer.extend(within.into_iter().flat_map(|bytes| say::within(results, &rows, bytes)));
     if several {
         let name = results.measure.name();
         for section in &mut sections {

@@ -6,6 +6,7 @@
 use crate::{
     StudyError,
     check::{duration, memory_limit},
+    codes,
     evaluator::{Evaluator, Walked},
     measure::Measure,
     opened::{Cell, Opened, TOOL, Unit},
@@ -214,6 +215,10 @@ impl Running<'_, '_> {
         }
         let folders = Folders::of(self.store.folder(), unit);
         let made = solved.unwrap_or_else(|| caught(|| checkpoint_of(opened, unit, &folders, &self.contents, threads)));
+        let made = made.and_then(|(checkpoint, quantized)| {
+            let codes = caught(|| codes::sample(&checkpoint))?;
+            Ok((checkpoint, Quantized { codes, ..quantized }))
+        });
         let lines = match made {
             Err(error) => cells.iter().map(|cell| failed(line(cell), &error)).collect(),
             Ok((checkpoint, quantized)) => {
@@ -365,6 +370,7 @@ fn quantize(opened: &Opened, unit: &Unit, out: &Path, threads: usize) -> Result<
         error: totals.error,
         error_round_to_nearest: totals.error_round_to_nearest,
         seconds: started.elapsed().as_secs_f64(),
+        codes: None,
     })
 }
 

@@ -8,6 +8,7 @@ use crate::{
     settings::words,
     statistics::{Effect, Estimate},
 };
+use console::machine;
 
 /// Parts that a sentence names.
 const WORST: usize = 3;
@@ -151,6 +152,34 @@ fn front(results: &Results<'_>, rows: &[Row]) -> Option<String> {
     let more = front.len().saturating_sub(NAMED);
     let more = if more > 0 { format!("; and {more} more") } else { String::new() };
     Some(format!("Not beaten in size and loss at once, by these figures: {named}{more}."))
+}
+
+/// For each model the configuration of least loss whose checkpoint takes at most `bytes`.
+pub fn within<'a>(results: &'a Results<'_>, rows: &'a [Row], bytes: u64) -> impl Iterator<Item = String> + 'a {
+    let axes: Vec<&str> = results.plan.varying().into_iter().filter(|axis| *axis != "seed").collect();
+    results.models().into_iter().filter_map(move |model| {
+        let settings = |row: &Row| &results.groups[row.group].settings;
+        let sizes = rows.iter().filter(|row| settings(row).model == model && settings(row).part.is_none());
+        let mut sizes: Vec<(u64, &Row)> = sizes.filter_map(|row| Some((row.bytes?, row))).collect();
+        sizes.sort_by_key(|(size, _)| *size);
+        let smallest = sizes.first()?.0;
+        let loss = |row: &Row| row.mean.map_or(f64::INFINITY, |mean| mean.value);
+        let fitting = sizes.iter().take_while(|(size, _)| *size <= bytes);
+        Some(match fitting.min_by(|a, b| loss(a.1).total_cmp(&loss(b.1))) {
+            Some((size, row)) => format!(
+                "Within {}, {} loses least: {}, in {}.",
+                machine::bytes(bytes),
+                settings(row).label(&axes),
+                row.mean.as_ref().map_or_else(String::new, |mean| results.measure.with_interval(mean)),
+                machine::bytes(*size)
+            ),
+            None => format!(
+                "Nothing measured of {model} fits into {}: the smallest checkpoint takes {}.",
+                machine::bytes(bytes),
+                machine::bytes(smallest)
+            ),
+        })
+    })
 }
 
 /// What the shortcut costs, averaged over evaluations and methods.

@@ -112,6 +112,7 @@ impl Shared {
             error: None,
             error_round_to_nearest: None,
             seconds: self.seconds / count,
+            codes: None,
         };
         Ok((checkpoint, quantized))
     }

@@ -141,6 +141,9 @@ pub struct Quantized {
     pub error_round_to_nearest: Option<f64>,
     /// Seconds it took.
     pub seconds: f64,
+    /// A sample of its integers ([`crate::codes`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codes: Option<String>,
 }
 
 /// Figures of a divergence from the unquantized model.

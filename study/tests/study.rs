@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests may panic like the tests
 
+#[path = "../../console/tests/browser/mod.rs"]
+mod browser;
+
 use assert_cmd::Command;
 use serde_json::Value;
 use std::{
@@ -120,7 +123,8 @@ fn a_study_is_checked_run_once_reported_and_exported() {
     let (checked, _) = bench.succeed(&["check"]);
     // Twelve of sixteen combinations are left; rounding has one for each group size.
     assert!(checked.contains("configurations: 6 (of 16 combinations, 4 excluded"), "{checked}");
-    assert!(checked.contains("cells: 14, of 2 evaluations") && checked.contains("0.00 %"), "{checked}");
+    assert!(checked.contains("cells: 14, of 2 evaluations"), "{checked}");
+    assert!(checked.contains("text with nothing in common: 4 of 4"), "{checked}");
     assert!(checked.contains("needs time: about"), "{checked}");
 
     let (ran, told) = bench.succeed(&["run"]);
@@ -144,11 +148,17 @@ fn a_study_is_checked_run_once_reported_and_exported() {
         assert!(html.contains(part), "{part}");
     }
     assert!(!html.contains("NaN") && !html.contains("https://"), "{html}");
+    browser::check(&html, html.matches("<figure").count());
     let markdown = fs::read_to_string(results.join("report.md")).unwrap();
     for figure in markdown.split("(figures/").skip(1) {
         let name = figure.split(')').next().unwrap();
         assert!(results.join("figures").join(name).is_file(), "{name}");
     }
+
+    assert!(markdown.contains("How stable the solution is") && markdown.contains("between seeds"), "{markdown}");
+    let fits = |size: &str| bench.succeed(&["report", "--within", size]).0;
+    assert!(fits("1GiB").contains("Within 1.00 GiB, gptq, groups of 64, calibrated on "), "{}", fits("1GiB"));
+    assert!(fits("10KiB").contains("Nothing measured of demo fits into 10.00 KiB: the smallest"), "{}", fits("10KiB"));
 
     let (csv, _) = bench.succeed(&["export"]);
     assert_eq!(csv.lines().count(), 15);
@@ -317,13 +327,40 @@ fn statistics_are_captured_mixed_and_solved_without_the_model_running() {
     let weights = |folder: &str| fs::read(bench.path(folder).join("model.safetensors")).unwrap();
     assert_ne!(weights("one"), weights("mixed"));
     assert!(bench.fail(&["solve", "demo", "--statistics", "prose", "--out", "one"]).contains("one"));
+    let agreement = |first: &str, second: &str| {
+        let (json, _) = bench.succeed(&["agreement", "demo", first, second, "--json"]);
+        let json: Value = serde_json::from_str(&json).unwrap();
+        json.as_array().unwrap().iter().map(|stage| stage["hessians"].as_f64().unwrap()).collect::<Vec<f64>>()
+    };
+    assert!(agreement("prose", "prose").iter().all(|similarity| (similarity - 1.0).abs() < 1e-9));
+    assert!(agreement("prose", "code").iter().all(|similarity| (0.1..0.999).contains(similarity)));
+    assert!(bench.succeed(&["agreement", "demo", "prose", "code"]).0.contains("gate-up"));
     fs::remove_file(bench.path("code/block-00000.safetensors")).unwrap();
     let error = bench.fail(&["solve", "demo", "--statistics", "code", "--out", "other"]);
     assert!(error.contains("block 0 of"), "{error}");
 }
 
 #[test]
-fn processes_share_the_work_and_a_killed_one_is_started_again() {
+fn a_model_writes_text_that_it_can_be_calibrated_on() {
+    let bench = Bench::new("");
+    let write = |out: &str, more: &[&str]| {
+        bench.succeed(&[&["sample", "demo", "--texts", "6", "--length", "40", "--out", out], more].concat());
+        fs::read_to_string(bench.path(out)).unwrap()
+    };
+    let texts = write("own.jsonl", &[]);
+    assert_eq!(texts.lines().count(), 6);
+    for line in texts.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert!(!line["text"].as_str().unwrap().is_empty() && (1..=40).contains(&line["tokens"].as_u64().unwrap()));
+    }
+    assert_eq!(write("again.jsonl", &["--threads", "1"]), texts);
+    assert_ne!(write("other.jsonl", &["--seed", "1"]), texts);
+    let capture = ["capture", "demo", "--calibration", "own.jsonl", "--out", "statistics"];
+    bench.succeed(&[&capture[..], &["--samples", "2", "--sequence-length", "32"]].concat());
+}
+
+#[test]
+fn processes_share_the_work() {
     let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\""));
     let (ran, told) = bench.succeed(&["run", "--on", "local", "--jobs", "2"]);
     assert!(ran.contains("measured 6 cells, 0 were there already, 0 failed"), "{ran}");
@@ -335,6 +372,38 @@ fn processes_share_the_work_and_a_killed_one_is_started_again() {
     assert_eq!(files.count(), 2);
     assert!(bench.succeed(&["run", "--on", "local"]).0.contains("measured 0 cells, 6 were there already"));
     assert!(bench.succeed(&["report"]).0.contains("does best"));
+}
+
+/// The processes that `process` has started and that still are.
+fn children(process: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let started = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap_or_default();
+    tasks.map(started).collect::<String>().split_whitespace().map(|id| id.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_killed_process_is_started_again() {
+    let bench = Bench::new(&SMALL.replace("samples = 4", "samples = 64"));
+    let run = std::process::Command::new(assert_cmd::cargo::cargo_bin("study"))
+        .args(["run", "--on", "local", "--jobs", "1", "--chunk-size", "1"])
+        .current_dir(bench.folder.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let worker = loop {
+        match children(run.id()).first() {
+            Some(worker) => break *worker,
+            None => std::thread::sleep(std::time::Duration::from_millis(1)),
+        }
+    };
+    let killed = std::process::Command::new("kill").args(["-9", &worker.to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = run.wait_with_output().unwrap();
+    let (ran, told) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{ran}\n{told}");
+    assert!(ran.contains("measured 14 cells, 0 were there already, 0 failed"), "{ran}");
+    assert!(told.contains("; 1 were killed and started again"), "{told}");
 }
 
 #[test]
@@ -449,6 +518,8 @@ fn parts_are_ranked_and_bits_suggested_under_a_budget() {
         markdown.contains("Damage of each part alone, 4 bits") && markdown.contains("| punctuation |"),
         "{markdown}"
     );
+    let html = fs::read_to_string(bench.path("study.results/report.html")).unwrap();
+    browser::check(&html, html.matches("<figure").count());
     let suggested = |bytes: &str| {
         let (json, _) = bench.succeed(&["suggest", "--bytes", bytes, "--json"]);
         let json: Value = serde_json::from_str(&json).unwrap();

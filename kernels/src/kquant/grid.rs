@@ -9,6 +9,19 @@ pub(super) const MOST_SUB_BLOCKS: usize = 16;
 /// The levels of IQ4_NL: closer together around zero, where weights are.
 pub(super) const UNEVEN: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
+/// `half` in float32, as `half.to_f32()` gives it; that asks the processor for its features at each call.
+#[allow(clippy::inline_always, reason = "called for every few weights")]
+#[inline(always)]
+fn widened(half: f16) -> f32 {
+    /// 2^112: between the exponents' biases.
+    const BIASES: f32 = f32::from_bits((112 + 127) << 23);
+    let bits = u32::from(half.to_bits());
+    let magnitude = (bits & 0x7fff) << 13;
+    let finite = (f32::from_bits(magnitude) * BIASES).to_bits();
+    let magnitude = if bits & 0x7c00 == 0x7c00 { magnitude | 0x7f80_0000 } else { finite };
+    f32::from_bits(magnitude | (bits & 0x8000) << 16)
+}
+
 /// The stored numbers of a block besides its codes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BlockGrid {
@@ -31,9 +44,10 @@ impl BlockGrid {
     }
 
     /// The grid of sub-block `sub`.
-    #[inline]
+    #[allow(clippy::inline_always, reason = "called for every few weights")]
+    #[inline(always)]
     pub fn sub(&self, sub: usize) -> SubGrid {
-        let (d, m) = (self.d.to_f32(), self.m.to_f32());
+        let (d, m) = (widened(self.d), widened(self.m));
         SubGrid { step: d * f32::from(self.steps[sub]), low: m * f32::from(self.lows[sub]) }
     }
 
@@ -148,6 +162,19 @@ impl BlockType {
             Self::Q3K => Levels::Even { below: 4, most: 7 },
             Self::Q6K => Levels::Even { below: 32, most: 63 },
             Self::Iq4Nl => Levels::Uneven,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_is_widened_as_it_is_meant() {
+        for half in (0..=u16::MAX).map(f16::from_bits) {
+            let (ours, theirs) = (widened(half), half.to_f32());
+            assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{half:?}");
         }
     }
 }

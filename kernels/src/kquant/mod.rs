@@ -229,11 +229,23 @@ impl BlockMatrix {
 vectorized! {
     /// The weights that the blocks of consecutive rows (or of a part of one) stand for.
     pub fn dequantize_row(kind: BlockType, bytes: &[u8], row: &mut [f32]) {
-        let mut codes = [0; LARGEST];
-        let codes = &mut codes[..kind.columns()];
-        for (block, weights) in bytes.chunks_exact(kind.bytes()).zip(row.chunks_exact_mut(kind.columns())) {
-            kind.unpack(block, codes).values(kind, codes, weights);
+        // A loop for each format, so that the compiler knows its sizes.
+        macro_rules! of_each {
+            ($($name:ident)*) => {
+                match kind { $(BlockType::$name => dequantize_blocks(BlockType::$name, bytes, row)),* }
+            };
         }
+        of_each!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2K Q3K Q4K Q5K Q6K Iq4Nl);
+    }
+}
+
+#[allow(clippy::inline_always, reason = "compiled for its caller's instructions and kind")]
+#[inline(always)]
+fn dequantize_blocks(kind: BlockType, bytes: &[u8], row: &mut [f32]) {
+    let mut codes = [0; LARGEST];
+    let codes = &mut codes[..kind.columns()];
+    for (block, weights) in bytes.chunks_exact(kind.bytes()).zip(row.chunks_exact_mut(kind.columns())) {
+        kind.unpack(block, codes).values(kind, codes, weights);
     }
 }
 

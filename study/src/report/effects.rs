@@ -3,6 +3,7 @@
 use super::words::{against, estimate_cell, headings, slug, varying};
 use crate::{
     StudyError,
+    codes::{self, Share},
     findings::{self, Contrast, Panel, Ranking, Row},
     measure::Measure,
     plot::{self, Mark},
@@ -13,6 +14,32 @@ use console::{
     machine,
     page::{Cell, Figure, Section, Table},
 };
+
+/// The share of integers that change with the seed, and with the calibration set.
+pub(super) fn stability(results: &Results<'_>) -> Option<Section> {
+    let share = |share: Option<Share>| {
+        share.map_or_else(Cell::empty, |Share { value, half }| {
+            Cell::number(value, format!("{:.1} % ± {:.1}", 100.0 * value, 100.0 * half))
+        })
+    };
+    let axes = varying(results);
+    let found = codes::stability(&results.groups);
+    let rows = found.iter().map(|stability| {
+        let label = results.groups[stability.group].settings.label(&axes);
+        vec![Cell::text(label), share(stability.seeds), share(stability.sets)]
+    });
+    let table = Table {
+        caption: "Share of the integers that change with the windows drawn, and with the calibration set; ± half of the 95 % interval"
+            .to_owned(),
+        headings: headings(["configuration", "between seeds", "to other calibration sets, same seed"]),
+        rows: rows.collect(),
+    };
+    (!found.is_empty()).then(|| Section {
+        title: "How stable the solution is".to_owned(),
+        tables: vec![table],
+        ..Section::default()
+    })
+}
 
 pub(super) fn matrix(panel: &Panel, results: &Results<'_>) -> Result<Section, StudyError> {
     let with = if panel.title.is_empty() { String::new() } else { format!(", {}", panel.title) };

@@ -15,7 +15,7 @@ function figures(page, width) {
       for (let j = i + 1; j < boxes.length; j++)
         if (overlap(one, boxes[j])) wrong.push(`${width}: "${text(words[i])}" and "${text(words[j])}" overlap in "${name}"`);
     });
-    const marks = [...svg.querySelectorAll("circle")].filter(mark => {
+    const marks = [...svg.querySelectorAll("circle, rect, polyline, path")].filter(mark => {
       const place = mark.getBoundingClientRect();
       return place.width > 0 && place.left >= box.left && place.right <= box.right && place.top >= box.top && place.bottom <= box.bottom;
     });

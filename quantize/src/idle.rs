@@ -1,0 +1,70 @@
+//! Options that the chosen method has no use for: given all the same, they are refused, since whoever gives them believes
+//! that they do something.
+
+use clap::{ArgMatches, Command, error::ErrorKind, parser::ValueSource};
+
+const COMPENSATING: &[&str] = &["gptq", "awq+gptq"];
+const SCALING: &[&str] = &["awq", "awq+gptq"];
+
+/// Options with the methods that heed them.
+const HEEDED: [(&str, &[&str]); 7] = [
+    ("act_order", COMPENSATING),
+    ("damping", COMPENSATING),
+    ("input_correction", COMPENSATING),
+    ("awq_steps", SCALING),
+    ("awq_scale", SCALING),
+    ("awq_objective", SCALING),
+    ("awq_no_clip", SCALING),
+];
+
+/// Refuses what `method` doesn't heed; the error names all of it.
+pub(crate) fn refuse(command: &mut Command, given: &ArgMatches, method: &str) -> Result<(), clap::Error> {
+    let is_idle = |&&(option, methods): &&(&str, &[&str])| {
+        given.value_source(option) == Some(ValueSource::CommandLine) && !methods.contains(&method)
+    };
+    let idle: Vec<String> = HEEDED.iter().filter(is_idle).map(|(option, methods)| sentence(option, methods)).collect();
+    if idle.is_empty() {
+        return Ok(());
+    }
+    let what = format!("--method {method} has no use for {}", idle.join(", nor for "));
+    Err(command.error(ErrorKind::ArgumentConflict, what))
+}
+
+fn sentence(option: &str, methods: &[&str]) -> String {
+    format!("--{}, which is for {}", option.replace('_', "-"), methods.join(" and "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_option_and_method_is_one_of_the_command_line() {
+        let command = Cli::command();
+        let find = |id: &str| command.get_arguments().find(|argument| argument.get_id() == id);
+        let methods = find("method").unwrap().get_possible_values();
+        for (option, heeding) in HEEDED {
+            assert!(find(option).is_some(), "{option}");
+            assert!(heeding.iter().all(|name| methods.iter().any(|method| method.get_name() == *name)), "{heeding:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_method_does_not_heed_is_refused_by_name() {
+        let refused = |line: &str, method| {
+            let words = ["quantize", "m", "--out", "o"].into_iter().chain(line.split_whitespace());
+            let matches = Cli::command().try_get_matches_from(words).unwrap();
+            refuse(&mut Cli::command(), &matches, method).err().map(|error| error.to_string())
+        };
+        assert_eq!(refused("--damping 0.1 --act-order desc", "gptq"), None);
+        assert_eq!(refused("", "rtn"), None);
+        assert_eq!(refused("--awq-no-clip --damping 0.1", "awq+gptq"), None);
+        let error = refused("--damping 0.1 --awq-objective block", "rtn").unwrap();
+        for part in ["--method rtn", "--damping, which is for gptq and awq+gptq", "nor for --awq-objective"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(refused("--awq-no-clip", "gptq").unwrap().contains("--awq-no-clip"));
+    }
+}
