@@ -93,7 +93,7 @@ pub fn run(
         let heads = [baseline.head()?, model.head()?];
         let theirs = |index: usize| score::rows(&windows[index], baseline.config.hidden_size, &theirs[index]);
         let ours = |index: usize| score::rows(&windows[index], model.config.hidden_size, &ours[index]);
-        targets.extend(diverged(&heads, windows, &theirs, &ours));
+        targets.extend(diverged([&heads[0], &heads[1]], windows, &theirs, &ours));
         let heads = started.elapsed() / 2;
         seconds = seconds.map(|seconds| seconds + heads);
         report(layers + 1);
@@ -119,7 +119,7 @@ fn check_vocabularies(baseline: &Checkpoint, model: &Checkpoint) -> Result<(), E
 
 /// The divergence at every target, given the rows of each window that its targets are predicted from, for either model.
 fn diverged<'a>(
-    heads: &[Head; 2],
+    heads: [&Head; 2],
     windows: &[Window],
     theirs: &(dyn Fn(usize) -> &'a [f32] + Sync),
     ours: &(dyn Fn(usize) -> &'a [f32] + Sync),
@@ -130,21 +130,32 @@ fn diverged<'a>(
             let index = part * together + at;
             Compared { baseline: theirs(index), model: ours(index), targets: window.targets() }
         });
-        heads[0].divergence(&heads[1], &compared.collect::<Vec<_>>())
+        heads[0].divergence(heads[1], &compared.collect::<Vec<_>>())
     });
     parts.collect()
+}
+
+/// A model with its states on the windows at hand.
+pub struct Known<'a> {
+    /// The model.
+    pub checkpoint: &'a Checkpoint,
+    /// Its head.
+    pub head: &'a Head,
+    /// Its states.
+    pub states: &'a States,
 }
 
 /// The divergence at every target, from the states of both models on the same windows: the same to the bit as [`run`]
 /// gives it, but many models are compared with one walk over the baseline's blocks.
 pub fn between(
-    (baseline, theirs): (&Checkpoint, &States),
-    (model, ours): (&Checkpoint, &States),
+    theirs: &Known<'_>,
+    ours: &Known<'_>,
     windows: &[Window],
 ) -> Result<Vec<Vec<Divergence>>, EvaluateError> {
+    let (baseline, model) = (theirs.checkpoint, ours.checkpoint);
     check_vocabularies(baseline, model)?;
-    let heads = [baseline.head()?, model.head()?];
-    let targets = diverged(&heads, windows, &|index| theirs.rows(windows, index), &|index| ours.rows(windows, index));
+    let heads = [theirs.head, ours.head];
+    let targets = diverged(heads, windows, &|at| theirs.states.rows(windows, at), &|at| ours.states.rows(windows, at));
     let scores = |which: fn(&Divergence) -> f64| -> Vec<Vec<f32>> {
         targets.iter().map(|window| window.iter().map(|at| which(at) as f32).collect()).collect()
     };
@@ -378,11 +389,16 @@ mod tests {
         let norm = baseline.tensors.read(name).unwrap().iter().map(|weight| weight * 1.25).collect();
         let model = baseline.replacing(std::collections::BTreeMap::from([(name.to_owned(), norm)])).unwrap();
         let joint = run(&baseline, &model, &windows, 1 << 16, &mut |_| {}).unwrap();
-        let states = |checkpoint| States::of(checkpoint, &windows, &mut |_| {}).unwrap();
-        let (theirs, ours) = (states(&baseline), states(&model));
-        assert_eq!(between((&baseline, &theirs), (&model, &ours), &windows).unwrap(), joint.targets);
+        let heads = [&baseline, &model].map(|checkpoint| checkpoint.head().unwrap());
+        let theirs = States::of(&baseline, &windows, &mut |_| {}).unwrap();
+        let theirs = Known { checkpoint: &baseline, head: &heads[0], states: &theirs };
+        // Of two texts at once, of which this is the second.
+        let states = States::of_each(&model, &[&windows[..2], &windows]).unwrap();
+        let ours = Known { checkpoint: &model, head: &heads[1], states: &states[1] };
+        assert_eq!(between(&theirs, &ours, &windows).unwrap(), joint.targets);
         let scores = score::score(&model, &windows, 1 << 16, &mut |_| {}).unwrap();
-        assert_eq!(ours.likelihoods(&model, &windows).unwrap(), scores);
+        assert_eq!(states[1].likelihoods(&model, &heads[1], &windows).unwrap(), scores);
+        assert_eq!(states[0].likelihoods(&model, &heads[1], &windows[..2]).unwrap(), scores[..2]);
         assert!(joint.targets.iter().flatten().any(|at| at.kl > 1e-4));
     }
 

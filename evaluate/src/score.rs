@@ -87,10 +87,22 @@ impl States {
         Ok(Self { hidden: forward(checkpoint, windows, report)?, width: checkpoint.config.hidden_size })
     }
 
-    /// `−log p` of every target, the same to the bit as [`score`] gives it.
-    pub fn likelihoods(&self, checkpoint: &Checkpoint, windows: &[Window]) -> Result<Vec<Vec<f32>>, EvaluateError> {
-        let head = checkpoint.head()?;
-        let scores = likelihoods(&head, windows, &self.hidden, self.width);
+    /// Those of several texts, each its windows, by one walk over the blocks.
+    pub fn of_each(checkpoint: &Checkpoint, texts: &[&[Window]]) -> Result<Vec<Self>, EvaluateError> {
+        let all: Vec<Window> = texts.iter().flat_map(|windows| windows.iter().cloned()).collect();
+        let mut hidden = forward(checkpoint, &all, &mut |_| {})?.into_iter();
+        let width = checkpoint.config.hidden_size;
+        Ok(texts.iter().map(|windows| Self { hidden: hidden.by_ref().take(windows.len()).collect(), width }).collect())
+    }
+
+    /// `−log p` of every target by the `head` of `checkpoint`, the same to the bit as [`score`] gives it.
+    pub fn likelihoods(
+        &self,
+        checkpoint: &Checkpoint,
+        head: &Head,
+        windows: &[Window],
+    ) -> Result<Vec<Vec<f32>>, EvaluateError> {
+        let scores = likelihoods(head, windows, &self.hidden, self.width);
         check_finite(checkpoint, windows, &scores)?;
         Ok(scores)
     }

@@ -4,6 +4,7 @@
 
 use crate::QuantSpec;
 use half::f16;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Codes, scales and zero-points of one weight `[outputs, inputs]`.
@@ -34,15 +35,16 @@ impl QuantizedMatrix {
     /// The weight that a loader will compute with, `[outputs, inputs]`.
     pub fn dequantize(&self) -> Vec<f32> {
         let groups = self.groups();
-        let mut weight = Vec::with_capacity(self.codes.len());
-        for (row, codes) in self.codes.chunks_exact(self.inputs).enumerate() {
-            let scales = &self.scales[row * groups..][..groups];
+        let mut weight = vec![0.0; self.codes.len()];
+        let rows = weight.par_chunks_exact_mut(self.inputs).zip(self.codes.par_chunks_exact(self.inputs)).enumerate();
+        rows.with_min_len(4).for_each(|(row, (weight, codes))| {
+            let scales: Vec<f32> = self.scales[row * groups..][..groups].iter().map(|scale| scale.to_f32()).collect();
             let zeros = &self.zeros[row * groups..][..groups];
-            weight.extend(codes.iter().zip(&self.group_index).map(|(&code, &group)| {
-                let group = group as usize;
-                scales[group].to_f32() * (f32::from(code) - f32::from(zeros[group]))
-            }));
-        }
+            for ((weight, code), group) in weight.iter_mut().zip(codes).zip(&self.group_index) {
+                let group = *group as usize;
+                *weight = scales[group] * (f32::from(*code) - f32::from(zeros[group]));
+            }
+        });
         weight
     }
 }

@@ -1,8 +1,9 @@
 //! Measuring a checkpoint on the evaluations of a study, with what cells have in common computed once.
 //!
 //! ```text
-//! states(model, text)     one walk over the model's blocks, for perplexity and divergence on the same windows
-//! states(baseline, text)  one walk for all configurations compared with it; kept while they fit [`KEPT`]
+//! states(model, texts)     one walk over the model's blocks, for perplexity and divergence on all texts
+//! states(baseline, text)   one walk for all configurations compared with it; kept while they fit [`KEPT`]
+//! head(model)              read once, like the baseline's
 //! ```
 //!
 //! What doesn't fit is computed side by side, a batch of windows at a time; the figures are the same to the bit.
@@ -17,11 +18,11 @@ use crate::{
 };
 use evaluate::{
     Prepared,
-    divergence::{self, DivergenceReport},
+    divergence::{self, DivergenceReport, Known},
     score::{DEFAULT_MEMORY, States, score},
     statistics::{Block, ratio},
 };
-use model::Checkpoint;
+use model::{Checkpoint, decoder::Head};
 use std::{collections::HashMap, rc::Rc, time::Instant};
 
 /// Seed of the bootstrap behind single figures.
@@ -33,16 +34,54 @@ const KEPT: u64 = DEFAULT_MEMORY;
 pub struct Evaluator<'a> {
     opened: &'a Opened,
     baselines: HashMap<String, Rc<States>>,
+    /// Heads of the baselines, by model.
+    heads: HashMap<String, Rc<Head>>,
     kept: u64,
 }
 
-/// States of the checkpoint at hand, by the windows they are of.
-pub type Walked = HashMap<String, Rc<States>>;
+/// What every measure of a checkpoint is read off.
+#[derive(Default)]
+pub struct Walked {
+    /// Its states, by the windows they are of.
+    states: HashMap<String, States>,
+    /// Its head, where there are states.
+    head: Option<Head>,
+}
+
+impl Walked {
+    /// Walks `checkpoint` over those of `texts` whose states fit together.
+    pub fn over<'t>(
+        checkpoint: &Checkpoint,
+        texts: impl Iterator<Item = &'t PreparedText>,
+    ) -> Result<Self, StudyError> {
+        let (mut keys, mut windows, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for text in texts {
+            let key = &text.record.windows_sha256;
+            let Given::Text(prepared) = &text.given else { continue };
+            let more = States::bytes(checkpoint, &prepared.windows);
+            if !keys.contains(key) && bytes + more <= DEFAULT_MEMORY {
+                keys.push(key.clone());
+                windows.push(&prepared.windows[..]);
+                bytes += more;
+            }
+        }
+        if keys.is_empty() {
+            return Ok(Self::default());
+        }
+        let states = keys.into_iter().zip(States::of_each(checkpoint, &windows)?).collect();
+        Ok(Self { states, head: Some(checkpoint.head()?) })
+    }
+
+    /// The head and the states on `text`, where they were computed.
+    fn on(&self, text: &PreparedText) -> Option<(&Head, &States)> {
+        self.head.as_ref().zip(self.states.get(&text.record.windows_sha256))
+    }
+}
 
 impl<'a> Evaluator<'a> {
     /// For the evaluations of `opened`.
     pub fn new(opened: &'a Opened) -> Self {
-        Self { opened, baselines: HashMap::new(), kept: 0 }
+        Self { opened, baselines: HashMap::new(), heads: HashMap::new(), kept: 0 }
     }
 
     /// `line` with the figures of `checkpoint` on `text`. `walked` holds what was computed of this checkpoint.
@@ -51,7 +90,7 @@ impl<'a> Evaluator<'a> {
         line: Line,
         checkpoint: &Checkpoint,
         text: &PreparedText,
-        walked: &mut Walked,
+        walked: &Walked,
     ) -> Result<Line, StudyError> {
         let started = Instant::now();
         match (&text.given, text.measure) {
@@ -60,8 +99,8 @@ impl<'a> Evaluator<'a> {
                 self.diverged(line, checkpoint, text, prepared, walked, started)
             }
             (Given::Text(prepared), _) => {
-                let scores = match states(checkpoint, text, prepared, walked)? {
-                    Some(states) => states.likelihoods(checkpoint, &prepared.windows)?,
+                let scores = match walked.on(text) {
+                    Some((head, states)) => states.likelihoods(checkpoint, head, &prepared.windows)?,
                     None => score(checkpoint, &prepared.windows, DEFAULT_MEMORY, &mut |_| {})?,
                 };
                 let measured = prepared.measure(&scores, SEED, started.elapsed().as_secs_f64());
@@ -76,15 +115,17 @@ impl<'a> Evaluator<'a> {
         checkpoint: &Checkpoint,
         text: &PreparedText,
         prepared: &Prepared,
-        walked: &mut Walked,
+        walked: &Walked,
         started: Instant,
     ) -> Result<Line, StudyError> {
         let baseline = &self.opened.models[&text.model].checkpoint;
         let windows = &prepared.windows;
-        let ours = states(checkpoint, text, prepared, walked)?;
         let theirs = self.baseline(baseline, text, prepared)?;
-        let targets = match ours.zip(theirs) {
-            Some((ours, theirs)) => divergence::between((baseline, &theirs), (checkpoint, &ours), windows)?,
+        let targets = match walked.on(text).zip(theirs) {
+            Some(((head, states), (their_head, their_states))) => {
+                let theirs = Known { checkpoint: baseline, head: &their_head, states: &their_states };
+                divergence::between(&theirs, &Known { checkpoint, head, states }, windows)?
+            }
             None => divergence::run(baseline, checkpoint, windows, DEFAULT_MEMORY, &mut |_| {})?.targets,
         };
         let blocks: Vec<Block> = targets
@@ -108,16 +149,21 @@ impl<'a> Evaluator<'a> {
         Ok(Line { divergence: Some(diverged), blocks, ..line })
     }
 
-    /// The states of the unquantized model, kept where they fit.
+    /// The head and the states of the unquantized model, kept where they fit.
     fn baseline(
         &mut self,
         baseline: &Checkpoint,
         text: &PreparedText,
         prepared: &Prepared,
-    ) -> Result<Option<Rc<States>>, StudyError> {
+    ) -> Result<Option<(Rc<Head>, Rc<States>)>, StudyError> {
+        let head = match self.heads.get(&text.model) {
+            Some(head) => Rc::clone(head),
+            None => Rc::new(baseline.head()?),
+        };
+        self.heads.insert(text.model.clone(), Rc::clone(&head));
         let key = format!("{} {}", text.model, text.record.windows_sha256);
         if let Some(states) = self.baselines.get(&key) {
-            return Ok(Some(Rc::clone(states)));
+            return Ok(Some((head, Rc::clone(states))));
         }
         let bytes = States::bytes(baseline, &prepared.windows);
         if self.kept + bytes > KEPT {
@@ -126,28 +172,8 @@ impl<'a> Evaluator<'a> {
         let states = Rc::new(States::of(baseline, &prepared.windows, &mut |_| {})?);
         self.kept += bytes;
         self.baselines.insert(key, Rc::clone(&states));
-        Ok(Some(states))
+        Ok(Some((head, states)))
     }
-}
-
-/// The states of `checkpoint` on a text, of which only the last is kept; none where they don't fit.
-fn states(
-    checkpoint: &Checkpoint,
-    text: &PreparedText,
-    prepared: &Prepared,
-    walked: &mut Walked,
-) -> Result<Option<Rc<States>>, StudyError> {
-    let key = &text.record.windows_sha256;
-    if let Some(states) = walked.get(key) {
-        return Ok(Some(Rc::clone(states)));
-    }
-    if States::bytes(checkpoint, &prepared.windows) > DEFAULT_MEMORY {
-        return Ok(None);
-    }
-    let states = Rc::new(States::of(checkpoint, &prepared.windows, &mut |_| {})?);
-    walked.clear();
-    walked.insert(key.clone(), Rc::clone(&states));
-    Ok(Some(states))
 }
 
 fn answered(line: Line, checkpoint: &Checkpoint, questions: &Questions, started: Instant) -> Result<Line, StudyError> {

@@ -374,7 +374,7 @@ fn quantize(opened: &Opened, unit: &Unit, out: &Path, threads: usize) -> Result<
     })
 }
 
-/// `checkpoint` on the evaluations of `cells`, those of the same windows after each other.
+/// `checkpoint` on the evaluations of `cells`.
 fn measured(
     evaluator: &mut Evaluator<'_>,
     opened: &Opened,
@@ -382,15 +382,14 @@ fn measured(
     checkpoint: &Checkpoint,
     line: &dyn Fn(&Cell) -> Line,
 ) -> Vec<Line> {
-    let mut cells = cells.to_vec();
-    cells.sort_by_key(|cell| &opened.texts[cell.text].record.windows_sha256);
-    let mut walked = Walked::new();
-    let mut measure = |cell: &&Cell| {
-        let text = &opened.texts[cell.text];
-        match caught(|| evaluator.measure(line(cell), checkpoint, text, &mut walked)) {
-            Ok(line) => Line { finished: now(), ..line },
-            Err(error) => failed(line(cell), &error),
-        }
+    let text = |cell: &Cell| &opened.texts[cell.text];
+    let walked = match caught(|| Walked::over(checkpoint, cells.iter().map(|cell| text(cell)))) {
+        Ok(walked) => walked,
+        Err(error) => return cells.iter().map(|cell| failed(line(cell), &error)).collect(),
+    };
+    let mut measure = |cell: &&Cell| match caught(|| evaluator.measure(line(cell), checkpoint, text(cell), &walked)) {
+        Ok(line) => Line { finished: now(), ..line },
+        Err(error) => failed(line(cell), &error),
     };
     cells.iter().map(&mut measure).collect()
 }

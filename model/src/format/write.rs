@@ -12,6 +12,7 @@ use super::{
 use crate::ModelError;
 use half::{bf16, f16};
 use kernels::{QuantSpec, QuantizedMatrix};
+use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensorError, View};
 use serde_json::{Value, json};
 use std::{
@@ -24,6 +25,8 @@ use std::{
 
 /// Values of a copied tensor that are in float32 at a time.
 const MOST_VALUES: usize = 1 << 24;
+/// Numbers that a thread rounds at a time.
+const ROUNDED: usize = 1 << 16;
 
 /// What to write, whatever the format.
 pub struct Contents<'a> {
@@ -119,9 +122,11 @@ impl Rounding {
     pub fn apply(&self, name: &str, stored: StoredType, mut values: Vec<f32>) -> Vec<f32> {
         let of_quantized = name.strip_suffix(".bias").is_some_and(|module| self.modules.contains(module));
         if self.halved.contains(&(stored, of_quantized)) {
-            for value in &mut values {
-                *value = f16::from_f32(*value).to_f32();
-            }
+            values.par_chunks_mut(ROUNDED).for_each(|values| {
+                for value in values {
+                    *value = f16::from_f32(*value).to_f32();
+                }
+            });
         }
         values
     }
