@@ -12,7 +12,7 @@
 //! itself gives exactly zero. Tokens of a window correlate, so errors come from the block bootstrap over windows.
 
 use crate::{
-    EvaluateError, Prepared,
+    EvaluateError, Prepared, on_device,
     score::{self, States, Step},
     statistics::{self, Block, Bootstrap, Estimate},
     window::Window,
@@ -87,15 +87,7 @@ pub fn run(
         let ours = score::forward(model, windows, &mut |layer| report(baseline.config.layers.len() + layer))?;
         seconds[1] += started.elapsed();
         let started = Instant::now();
-        let heads = [baseline.head()?, model.head()?];
-        let diverged = windows.par_iter().zip(theirs.par_iter().zip(&ours)).with_max_len(1);
-        let diverged = diverged.map(|(window, (theirs, ours))| {
-            let rows = |hidden: &[f32], width: usize| score::rows(window, width, hidden).to_vec();
-            let theirs = rows(theirs, baseline.config.hidden_size);
-            let ours = rows(ours, model.config.hidden_size);
-            heads[0].divergence(&theirs, &heads[1], &ours, window.targets())
-        });
-        targets.extend(diverged.collect::<Vec<_>>());
+        targets.extend(diverged([baseline, model], windows, [&theirs, &ours])?);
         let heads = started.elapsed() / 2;
         seconds = seconds.map(|seconds| seconds + heads);
         report(layers + 1);
@@ -105,6 +97,25 @@ pub fn run(
     score::check_finite(baseline, windows, &joint.baseline_scores())?;
     score::check_finite(model, windows, &joint.model_scores())?;
     Ok(joint)
+}
+
+/// The divergence at every target, from hidden states of the baseline and of the model.
+fn diverged(
+    [baseline, model]: [&Checkpoint; 2],
+    windows: &[Window],
+    [theirs, ours]: [&[Vec<f32>]; 2],
+) -> Result<Vec<Vec<Divergence>>, EvaluateError> {
+    if let (Some(device), Some(_)) = (on_device::of(baseline), on_device::of(model)) {
+        return on_device::divergences(device, [baseline, model], windows, [theirs, ours]);
+    }
+    let heads = [baseline.head()?, model.head()?];
+    let widths = [baseline, model].map(|checkpoint| checkpoint.config.hidden_size);
+    let diverged = windows.par_iter().zip(theirs.par_iter().zip(ours)).with_max_len(1);
+    let diverged = diverged.map(|(window, (theirs, ours))| {
+        let (theirs, ours) = (score::rows(window, widths[0], theirs), score::rows(window, widths[1], ours));
+        heads[0].divergence(theirs, &heads[1], ours, window.targets())
+    });
+    Ok(diverged.collect())
 }
 
 fn check_vocabularies(baseline: &Checkpoint, model: &Checkpoint) -> Result<(), EvaluateError> {
@@ -127,11 +138,7 @@ pub fn between(
     windows: &[Window],
 ) -> Result<Vec<Vec<Divergence>>, EvaluateError> {
     check_vocabularies(baseline, model)?;
-    let heads = [baseline.head()?, model.head()?];
-    let diverged = windows.par_iter().enumerate().with_max_len(1).map(|(index, window)| {
-        heads[0].divergence(theirs.rows(windows, index), &heads[1], ours.rows(windows, index), window.targets())
-    });
-    let targets: Vec<Vec<Divergence>> = diverged.collect();
+    let targets = diverged([baseline, model], windows, [theirs.all(), ours.all()])?;
     let scores = |which: fn(&Divergence) -> f64| -> Vec<Vec<f32>> {
         targets.iter().map(|window| window.iter().map(|at| which(at) as f32).collect()).collect()
     };

@@ -7,10 +7,12 @@
 //!     load the head:   l = −log softmax(h)[target]
 //! ```
 //!
+//! On a device the same is done by [`on_device`], and differs by the order of float32 sums.
+//!
 //! A window's numbers depend on nothing but the window, so neither the budget nor the threads change a result.
 
-use crate::{EvaluateError, window::Window};
-use model::{Checkpoint, ModelError, decoder::Head};
+use crate::{EvaluateError, on_device, window::Window};
+use model::{Checkpoint, ModelError};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -52,10 +54,7 @@ pub fn score(
         };
         let windows = &windows[batch.clone()];
         let hidden = forward(checkpoint, windows, &mut report)?;
-        let head = checkpoint.head()?;
-        let width = checkpoint.config.hidden_size;
-        let scored = windows.par_iter().zip(&hidden).map(|(window, hidden)| likelihoods(&head, window, hidden, width));
-        scores.extend(scored.collect::<Vec<_>>());
+        scores.extend(likelihoods(checkpoint, windows, &hidden)?);
         report(checkpoint.config.layers.len() + 1);
     }
     check_finite(checkpoint, windows, &scores)?;
@@ -66,7 +65,6 @@ pub fn score(
 /// several measures, and comparisons of many models with one, cost one walk over the model's blocks.
 pub struct States {
     hidden: Vec<Vec<f32>>,
-    width: usize,
 }
 
 impl States {
@@ -82,22 +80,19 @@ impl States {
         windows: &[Window],
         report: &mut dyn FnMut(usize),
     ) -> Result<Self, EvaluateError> {
-        Ok(Self { hidden: forward(checkpoint, windows, report)?, width: checkpoint.config.hidden_size })
+        Ok(Self { hidden: forward(checkpoint, windows, report)? })
     }
 
     /// `−log p` of every target, the same to the bit as [`score`] gives it.
     pub fn likelihoods(&self, checkpoint: &Checkpoint, windows: &[Window]) -> Result<Vec<Vec<f32>>, EvaluateError> {
-        let head = checkpoint.head()?;
-        let scored = windows.par_iter().zip(&self.hidden);
-        let scores: Vec<Vec<f32>> =
-            scored.map(|(window, hidden)| likelihoods(&head, window, hidden, self.width)).collect();
+        let scores = likelihoods(checkpoint, windows, &self.hidden)?;
         check_finite(checkpoint, windows, &scores)?;
         Ok(scores)
     }
 
-    /// The rows of window `index` that its targets are predicted from.
-    pub(crate) fn rows(&self, windows: &[Window], index: usize) -> &[f32] {
-        rows(&windows[index], self.width, &self.hidden[index])
+    /// The states of every window.
+    pub(crate) fn all(&self) -> &[Vec<f32>] {
+        &self.hidden
     }
 }
 
@@ -124,9 +119,12 @@ pub(crate) fn forward(
     checkpoint: &Checkpoint,
     windows: &[Window],
     report: &mut dyn FnMut(usize),
-) -> Result<Vec<Vec<f32>>, ModelError> {
+) -> Result<Vec<Vec<f32>>, EvaluateError> {
+    if let Some(device) = on_device::of(checkpoint) {
+        return on_device::forward(device, checkpoint, windows, report);
+    }
     let fed = windows.par_iter().map(|window| checkpoint.embed(&window.tokens[..window.tokens.len() - 1]));
-    let mut hidden = fed.collect::<Result<Vec<_>, _>>()?;
+    let mut hidden = fed.collect::<Result<Vec<_>, ModelError>>()?;
     for index in 0..checkpoint.config.layers.len() {
         let block = checkpoint.block(index)?;
         hidden = hidden.into_par_iter().with_max_len(1).map(|hidden| block.forward(hidden, &mut |_, _| {})).collect();
@@ -135,8 +133,20 @@ pub(crate) fn forward(
     Ok(hidden)
 }
 
-fn likelihoods(head: &Head, window: &Window, hidden: &[f32], width: usize) -> Vec<f32> {
-    head.negative_log_likelihood(rows(window, width, hidden), window.targets())
+/// `−log p` of every target of `windows`, from their hidden states after the last block.
+fn likelihoods(
+    checkpoint: &Checkpoint,
+    windows: &[Window],
+    hidden: &[Vec<f32>],
+) -> Result<Vec<Vec<f32>>, EvaluateError> {
+    if let Some(device) = on_device::of(checkpoint) {
+        return on_device::likelihoods(device, checkpoint, windows, hidden);
+    }
+    let (head, width) = (checkpoint.head()?, checkpoint.config.hidden_size);
+    let scored = windows.par_iter().zip(hidden);
+    let scored =
+        scored.map(|(window, hidden)| head.negative_log_likelihood(rows(window, width, hidden), window.targets()));
+    Ok(scored.collect())
 }
 
 /// The rows of a window's hidden states that its targets are predicted from.
