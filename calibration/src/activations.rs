@@ -106,13 +106,11 @@ impl Area {
 
     /// The slots of all batches, in order; each holds `rows * widest` numbers.
     pub fn slots_mut(&mut self) -> Vec<&mut [f32]> {
-        let mut rest: &mut [f32] = match &mut self.storage {
-            Storage::Memory(numbers) => numbers,
-            Storage::Spilled(map) => bytemuck::cast_slice_mut(map),
-        };
-        let mut slots = Vec::with_capacity(self.rows.len());
-        for rows in &self.rows {
-            let (slot, after) = std::mem::take(&mut rest).split_at_mut(rows * self.widest);
+        let (lengths, widest) = (self.rows.clone(), self.widest);
+        let mut rest = self.numbers_mut();
+        let mut slots = Vec::with_capacity(lengths.len());
+        for rows in lengths {
+            let (slot, after) = std::mem::take(&mut rest).split_at_mut(rows * widest);
             slots.push(slot);
             rest = after;
         }
@@ -128,6 +126,29 @@ impl Area {
             rest = after;
             &slot[..rows * width]
         })
+    }
+
+    /// The rows of batch `batch` at their present `width`: `[rows, width]`.
+    pub fn rows_of(&self, batch: usize, width: usize) -> &[f32] {
+        let first = self.first_number(batch);
+        &self.numbers()[first..][..self.rows[batch] * width]
+    }
+
+    /// The same, to be written.
+    pub fn rows_of_mut(&mut self, batch: usize, width: usize) -> &mut [f32] {
+        let (first, count) = (self.first_number(batch), self.rows[batch] * width);
+        &mut self.numbers_mut()[first..][..count]
+    }
+
+    fn first_number(&self, batch: usize) -> usize {
+        self.rows[..batch].iter().sum::<usize>() * self.widest
+    }
+
+    fn numbers_mut(&mut self) -> &mut [f32] {
+        match &mut self.storage {
+            Storage::Memory(numbers) => numbers,
+            Storage::Spilled(map) => bytemuck::cast_slice_mut(map),
+        }
     }
 
     fn numbers(&self) -> &[f32] {

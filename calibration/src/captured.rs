@@ -225,6 +225,8 @@ mod tests {
             compare_original: false,
             activation_bytes_in_memory: usize::MAX,
             spill_folder: folder.to_owned(),
+            engine: kernels::Engine::Cpu,
+            device_windows: 0,
         }
     }
 

@@ -18,6 +18,8 @@
 //! finishes is only carried through (1 pass, no capture), and nothing is carried through past the last block
 //! unless [`Visitor::wants_head`].
 //!
+//! On a device, passes are those of [`crate::device`], and statistics are summed while activations are carried on.
+//!
 //! Windows run side by side on the current thread pool, each on one thread; sums go over batches of windows in their
 //! order. Results are the same bytes for every number of threads, wherever activations live, and whether or not earlier
 //! blocks were restored.
@@ -25,13 +27,18 @@
 use crate::{
     CalibrationError, LayerStatistics,
     activations::{Area, Layout},
+    device::{self, Processor, Runs, Step},
     pass::Flight,
     statistics::Accumulator,
     stream::Stream,
 };
+use kernels::{
+    Engine,
+    cuda::{CudaError, Sums},
+};
 use model::{
     Block, Checkpoint, Config, Linear, Stage,
-    decoder::{Activations, Head},
+    decoder::{Activations, Head, device::DeviceBlock},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
@@ -130,6 +137,11 @@ pub struct DriverOptions {
     pub activation_bytes_in_memory: usize,
     /// Where that file goes.
     pub spill_folder: PathBuf,
+    /// Where passes run. Statistics differ from place to place by the order of float32 sums. A model that a device can't
+    /// take ([`model::decoder::device::obstacle`]) runs on the CPU.
+    pub engine: Engine,
+    /// Windows whose activations stay on the device from pass to pass; changes no result.
+    pub device_windows: usize,
 }
 
 /// Seconds spent on a part of the walk.
@@ -230,6 +242,8 @@ struct Walk<'a> {
     stream: Stream,
     /// What they would see in the original model, where that is compared.
     original: Option<Stream>,
+    /// Where passes run, if not here.
+    processor: Option<Processor>,
     seconds: Seconds,
     report: DriveReport,
 }
@@ -255,7 +269,8 @@ impl<'a> Walk<'a> {
         let original = compare.then(embedded).transpose()?;
         let report = DriveReport { tokens: layout.tokens(), ..DriveReport::default() };
         let seconds = Seconds { load: started.elapsed().as_secs_f64(), ..Seconds::default() };
-        let mut walk = Self { checkpoint, options, layout, stream, original, seconds, report };
+        let processor = Processor::new(checkpoint, options);
+        let mut walk = Self { checkpoint, options, layout, stream, original, processor, seconds, report };
         walk.count_bytes();
         Ok(walk)
     }
@@ -282,7 +297,7 @@ impl<'a> Walk<'a> {
         match (self.options.inputs, self.options.sequence) {
             _ if wanted == [false; 4] => {
                 if !last {
-                    self.carry(&block, given.as_ref());
+                    self.carry(&block, given.as_ref())?;
                 }
             }
             (Inputs::Original, _) => {
@@ -293,7 +308,7 @@ impl<'a> Walk<'a> {
                 let (captured, _) = self.prepared(&mut block, wanted, false, true, visitor)?;
                 self.visit_all(&mut block, captured, visitor)?;
                 if !last {
-                    self.carry(&block, None);
+                    self.carry(&block, None)?;
                 }
             }
             (Inputs::Quantized, Sequence::Module) => {
@@ -312,6 +327,7 @@ impl<'a> Walk<'a> {
     fn head(&mut self, visitor: &mut dyn Visitor) -> Result<(), CalibrationError> {
         let head = self.checkpoint.head()?;
         let width = self.checkpoint.config.hidden_size;
+        self.settle()?;
         let mut accumulator = Accumulator::new(width);
         let mut beside = self.original.as_ref().map(|stream| stream.hidden.batches(width));
         for rows in self.stream.hidden.batches(width) {
@@ -340,8 +356,7 @@ impl<'a> Walk<'a> {
                 self.load(index)?
             }
         };
-        self.carry(&block, given);
-        Ok(())
+        self.carry(&block, given)
     }
 
     /// Stage after stage over all windows; the original model's activations with the weights of `given`.
@@ -356,23 +371,74 @@ impl<'a> Walk<'a> {
     ) -> Result<(), CalibrationError> {
         self.make_input_areas()?;
         let widths = Stage::ALL.map(|stage| block.input_width(stage));
-        self.each_stream(block, given, (0, widths[0]), Block::begin);
+        let wants = |number: usize| Stage::ALL.get(number).filter(|_| wanted[number]).map(|stage| (*stage, divisors));
+        let mut pair = self.on_device(block, given)?;
+        let mut captured = self.step(block, given, pair.as_ref(), Step::Begin, (0, widths[0]), wants(0))?;
         for (number, stage) in Stage::ALL.into_iter().enumerate() {
-            if wanted[number] {
-                let statistics = self.capture(block, stage, divisors.get(&stage))?;
+            if let Some(statistics) = captured.take() {
                 clocked(&mut self.seconds.visit, || {
                     visitor.stage(block.index, stage, block.linears_mut(stage), &statistics)
                 })?;
+                if let Some(pair) = &mut pair {
+                    pair.block.renew(block, stage)?;
+                }
             }
             if last && !wanted[number + 1..].contains(&true) {
                 break;
             }
             let next = widths.get(number + 1).copied().unwrap_or(0);
-            self.each_stream(block, given, (widths[number], next), |block, activations| {
-                block.advance(stage, activations);
-            });
+            let step = Step::Advance(stage);
+            captured = self.step(block, given, pair.as_ref(), step, (widths[number], next), wants(number + 1))?;
         }
         Ok(())
+    }
+
+    /// The weights of `block` and `given` on the device, if passes run there.
+    fn on_device(&mut self, block: &Block, given: Option<&Block>) -> Result<Option<Pair>, CudaError> {
+        let Some(processor) = &self.processor else { return Ok(None) };
+        clocked(&mut self.seconds.load, || {
+            let given = given.map(|given| processor.upload(given)).transpose()?;
+            Ok(Some(Pair { block: processor.upload(block)?, given }))
+        })
+    }
+
+    /// Takes all windows through `step`; where the stage after it is wanted, the statistics of the input that it leaves.
+    fn step(
+        &mut self,
+        block: &Block,
+        given: Option<&Block>,
+        pair: Option<&Pair>,
+        step: Step,
+        widths: (usize, usize),
+        wanted: Option<(Stage, &Divisors)>,
+    ) -> Result<Option<LayerStatistics>, CalibrationError> {
+        let Some(pair) = pair else {
+            self.each_stream(block, given, widths, step);
+            let capture = |(stage, divisors): (Stage, &Divisors)| self.capture(block, stage, divisors.get(&stage));
+            return wanted.map(capture).transpose();
+        };
+        let hidden_size = self.checkpoint.config.hidden_size;
+        let Self { layout, stream, original, processor, seconds, .. } = self;
+        let Some(processor) = processor else { unreachable!("weights are on a device") };
+        let mut sums = wanted.map(|_| Sums::new(&processor.device, widths.1)).transpose()?;
+        let divisors = wanted.and_then(|(stage, divisors)| divisors.get(&stage)).map(Vec::as_slice);
+        clocked(&mut seconds.propagate, || {
+            let mut runs = runs(stream, original.as_mut(), pair, hidden_size);
+            processor.step(layout, &mut runs, step, widths, sums.as_mut().map(|sums| (sums, divisors)))
+        })?;
+        let captured = wanted.zip(sums).map(|((stage, _), sums)| {
+            let totals = clocked(&mut seconds.capture, || sums.finish(&processor.device))?;
+            finite(device::statistics(totals), block, stage)
+        });
+        captured.transpose()
+    }
+
+    /// Brings the residual streams back that are on a device.
+    fn settle(&mut self) -> Result<(), CudaError> {
+        let width = self.checkpoint.config.hidden_size;
+        let Some(processor) = &self.processor else { return Ok(()) };
+        let streams = [Some(&mut self.stream), self.original.as_mut()];
+        streams.into_iter().flatten().try_for_each(|stream| processor.settle(&mut stream.on_device(width)))
     }
 
     fn make_input_areas(&mut self) -> Result<(), CalibrationError> {
@@ -391,29 +457,34 @@ impl<'a> Walk<'a> {
     }
 
     /// The whole block over all windows; the original model's activations with the weights of `given`.
-    fn carry(&mut self, block: &Block, given: Option<&Block>) {
-        let Self { layout, stream, original, seconds, .. } = self;
+    fn carry(&mut self, block: &Block, given: Option<&Block>) -> Result<(), CalibrationError> {
+        let pair = self.on_device(block, given)?;
+        let hidden_size = self.checkpoint.config.hidden_size;
+        let Self { layout, stream, original, processor, seconds, .. } = self;
         clocked(&mut seconds.propagate, || {
+            if let Some((processor, pair)) = processor.as_ref().zip(pair) {
+                return processor.carry(layout, &mut runs(stream, original.as_mut(), &pair, hidden_size));
+            }
             stream.carry(layout, block);
             if let Some((original, given)) = original.as_mut().zip(given) {
                 original.carry(layout, given);
             }
-        });
+            Ok(())
+        })?;
+        Ok(())
     }
 
     /// [`Stream::each_window`] with `block`, and for the original model with `given`.
-    fn each_stream(
-        &mut self,
-        block: &Block,
-        given: Option<&Block>,
-        (reads, writes): (usize, usize),
-        step: impl Fn(&Block, &mut Activations) + Sync,
-    ) {
+    fn each_stream(&mut self, block: &Block, given: Option<&Block>, (reads, writes): (usize, usize), step: Step) {
         let Self { layout, stream, original, seconds, .. } = self;
+        let run = |block: &Block, activations: &mut Activations| match step {
+            Step::Begin => block.begin(activations),
+            Step::Advance(stage) => block.advance(stage, activations),
+        };
         clocked(&mut seconds.propagate, || {
-            stream.each_window(layout, reads, writes, |activations| step(block, activations));
+            stream.each_window(layout, reads, writes, |activations| run(block, activations));
             if let Some((original, given)) = original.as_mut().zip(given) {
-                original.each_window(layout, reads, writes, |activations| step(given, activations));
+                original.each_window(layout, reads, writes, |activations| run(given, activations));
             }
         });
     }
@@ -449,6 +520,9 @@ impl<'a> Walk<'a> {
         compare: bool,
     ) -> Result<Vec<(Stage, LayerStatistics)>, CalibrationError> {
         let stages: Vec<Stage> = Stage::ALL.into_iter().zip(wanted).filter(|(_, w)| *w).map(|(s, _)| s).collect();
+        if self.processor.is_some() {
+            return self.capture_all_on_device(block, &stages, keep, compare);
+        }
         let mut accumulators: Vec<_> = stages.iter().map(|stage| Accumulator::new(block.input_width(*stage))).collect();
         let Self { layout, stream, original, seconds, .. } = self;
         let in_flight = rayon::current_num_threads();
@@ -475,6 +549,32 @@ impl<'a> Walk<'a> {
         captured.map(|(stage, accumulator)| Ok((stage, finished(accumulator, block, stage)?))).collect()
     }
 
+    /// [`Walk::capture_all`] where passes run on a device.
+    fn capture_all_on_device(
+        &mut self,
+        block: &Block,
+        stages: &[Stage],
+        keep: bool,
+        compare: bool,
+    ) -> Result<Vec<(Stage, LayerStatistics)>, CalibrationError> {
+        let pair = self.on_device(block, None)?;
+        let hidden_size = self.checkpoint.config.hidden_size;
+        let Self { layout, stream, original, processor, seconds, .. } = self;
+        let Some((processor, pair)) = processor.as_ref().zip(pair) else { unreachable!("passes run on a device") };
+        let sums = stages.iter().map(|stage| Ok((*stage, Sums::new(&processor.device, block.input_width(*stage))?)));
+        let mut sums = sums.collect::<Result<Vec<_>, CudaError>>()?;
+        clocked(&mut seconds.propagate, || {
+            let beside = original.as_mut().filter(|_| compare).map(|run| (run.on_device(hidden_size), &pair.block));
+            let mut runs = Runs { run: (stream.on_device(hidden_size), &pair.block), beside };
+            processor.capture_all(layout, &mut runs, &mut sums, keep)
+        })?;
+        let captured = sums.into_iter().map(|(stage, sums)| {
+            let totals = clocked(&mut seconds.capture, || sums.finish(&processor.device))?;
+            Ok((stage, finite(device::statistics(totals), block, stage)?))
+        });
+        captured.collect()
+    }
+
     /// [`Walk::capture_all`], and what the visitor makes of block and statistics before it replaces anything.
     fn prepared(
         &mut self,
@@ -484,7 +584,7 @@ impl<'a> Walk<'a> {
         compare: bool,
         visitor: &mut dyn Visitor,
     ) -> Result<(Vec<(Stage, LayerStatistics)>, Divisors), CalibrationError> {
-        let sample = if visitor.prepares() { self.sample(visitor.sample_tokens()) } else { Vec::new() };
+        let sample = if visitor.prepares() { self.sample(visitor.sample_tokens())? } else { Vec::new() };
         let mut captured = self.capture_all(block, wanted, keep, compare)?;
         let mut divisors = Divisors::new();
         if visitor.prepares() {
@@ -494,10 +594,11 @@ impl<'a> Walk<'a> {
     }
 
     /// The residual stream of whole windows, at even distances, that have about `tokens` tokens together.
-    fn sample(&self, tokens: usize) -> Vec<Vec<f32>> {
+    fn sample(&mut self, tokens: usize) -> Result<Vec<Vec<f32>>, CudaError> {
         if tokens == 0 {
-            return Vec::new();
+            return Ok(Vec::new());
         }
+        self.settle()?;
         let (width, step) = (self.checkpoint.config.hidden_size, self.layout.tokens().div_ceil(tokens));
         let lengths = self.layout.batches().iter().map(|batch| self.layout.lengths(batch));
         let windows = self.stream.hidden.batches(width).zip(lengths).flat_map(|(rows, lengths)| {
@@ -507,7 +608,7 @@ impl<'a> Walk<'a> {
             });
             ends.map(|window| &rows[window.start * width..window.end * width]).collect::<Vec<_>>()
         });
-        windows.step_by(step).map(<[f32]>::to_vec).collect()
+        Ok(windows.step_by(step).map(<[f32]>::to_vec).collect())
     }
 
     fn visit_all(
@@ -525,8 +626,24 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// The weights of a block on a device, and those of the original one where that runs beside.
+struct Pair {
+    block: DeviceBlock,
+    given: Option<DeviceBlock>,
+}
+
+/// The runs that a pass on a device takes on.
+fn runs<'a>(stream: &'a mut Stream, original: Option<&'a mut Stream>, pair: &'a Pair, width: usize) -> Runs<'a> {
+    let beside = original.zip(pair.given.as_ref());
+    let beside = beside.map(|(original, given)| (original.on_device(width), given));
+    Runs { run: (stream.on_device(width), &pair.block), beside }
+}
+
 fn finished(accumulator: Accumulator, block: &Block, stage: Stage) -> Result<LayerStatistics, CalibrationError> {
-    let statistics = accumulator.finish();
+    finite(accumulator.finish(), block, stage)
+}
+
+fn finite(statistics: LayerStatistics, block: &Block, stage: Stage) -> Result<LayerStatistics, CalibrationError> {
     if statistics.is_finite() {
         Ok(statistics)
     } else {

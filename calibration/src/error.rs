@@ -47,6 +47,9 @@ pub enum CalibrationError {
     /// A temporary file for activations.
     #[error("activations: {0}")]
     Spill(#[from] std::io::Error),
+    /// The device that passes run on.
+    #[error("--device: {0}")]
+    Device(#[from] kernels::cuda::CudaError),
     /// The visitor failed or asked to stop.
     #[error(transparent)]
     Visitor(Box<dyn std::error::Error + Send + Sync>),

@@ -6,6 +6,7 @@
 pub mod activations;
 pub mod adequacy;
 pub mod captured;
+pub mod device;
 pub mod domain;
 mod draw;
 pub mod driver;

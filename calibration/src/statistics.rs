@@ -122,9 +122,6 @@ impl LayerStatistics {
     }
 }
 
-/// Columns that one task sums; short enough for two rows of sums to stay in the first-level cache.
-const STRIP: usize = 64;
-
 /// Sums up the rows of an input; the Gram matrix has only its lower triangle until [`Accumulator::finish`].
 pub struct Accumulator(LayerStatistics);
 
@@ -141,17 +138,7 @@ impl Accumulator {
         let width = sums.width;
         sums.tokens += x.len() / width;
         kernels::gram::accumulate(&mut sums.gram, x, width);
-        let strips = sums.sum_absolute.par_chunks_mut(STRIP).zip(sums.sum_square.par_chunks_mut(STRIP));
-        strips.enumerate().for_each(|(strip, (absolute, square))| {
-            for row in x.chunks_exact(width) {
-                let row = &row[strip * STRIP..][..absolute.len()];
-                for ((absolute, square), value) in absolute.iter_mut().zip(square.iter_mut()).zip(row) {
-                    let value = f64::from(*value);
-                    *absolute += value.abs();
-                    *square += value * value;
-                }
-            }
-        });
+        kernels::moments::accumulate(&mut sums.sum_absolute, &mut sums.sum_square, x);
     }
 
     /// [`Accumulator::add`]; where there are rows of the original model, also how far they are from `x`: `original` is as

@@ -3,9 +3,13 @@
 use crate::{
     CalibrationError,
     activations::{Area, Layout},
+    device::OnDevice,
     pass::Scratch,
 };
-use model::{Block, Checkpoint, Stage, decoder::Activations};
+use model::{
+    Block, Checkpoint, Stage,
+    decoder::{Activations, device::DeviceActivations},
+};
 use rayon::prelude::*;
 
 /// The activations of one run, between two steps.
@@ -14,6 +18,8 @@ pub(crate) struct Stream {
     pub(crate) hidden: Area,
     /// The present stage's input; made when the first block needs it.
     pub(crate) input: Option<Area>,
+    /// What of it is on a device instead, by batch.
+    held: Vec<Option<DeviceActivations>>,
 }
 
 impl Stream {
@@ -35,12 +41,18 @@ impl Stream {
             Ok(())
         });
         embedded.collect::<Result<(), CalibrationError>>()?;
-        Ok(Self { hidden, input: None })
+        let held = layout.batches().iter().map(|_| None).collect();
+        Ok(Self { hidden, input: None, held })
     }
 
     /// What it is stored in.
     pub(crate) fn areas(&self) -> impl Iterator<Item = &Area> {
         [Some(&self.hidden), self.input.as_ref()].into_iter().flatten()
+    }
+
+    /// The run as a device's passes take it, the residual stream being `width` wide.
+    pub(crate) fn on_device(&mut self, width: usize) -> OnDevice<'_> {
+        OnDevice { hidden: &mut self.hidden, input: self.input.as_mut(), held: &mut self.held, width }
     }
 
     /// The present stage's input, batch by batch.

@@ -8,7 +8,7 @@ use calibration::{
     CalibrationError, DriveReport, DriverOptions, Inputs, LayerStatistics, Sequence, Visitor, drive,
     driver::activation_bytes,
 };
-use model::{Block, Checkpoint, Linear, Stage};
+use model::{Block, Checkpoint, Linear, Stage, decoder::Head};
 use std::collections::BTreeMap;
 
 const ORDERS: [(Inputs, Sequence); 4] = [
@@ -32,6 +32,8 @@ struct Recorder {
     finished: usize,
     unwanted: Option<&'static str>,
     done: Vec<usize>,
+    wants_head: bool,
+    head: Option<LayerStatistics>,
 }
 
 fn replace(linears: &mut [Linear]) {
@@ -58,6 +60,15 @@ impl Visitor for Recorder {
             }
         }
         Ok(true)
+    }
+
+    fn wants_head(&self) -> bool {
+        self.wants_head
+    }
+
+    fn head(&mut self, _: &Head, statistics: &LayerStatistics) -> Result<(), CalibrationError> {
+        self.head = Some(statistics.clone());
+        Ok(())
     }
 
     fn wants(&self, linears: &[Linear]) -> bool {
@@ -114,6 +125,8 @@ impl Bench {
             compare_original: self.compare,
             activation_bytes_in_memory: usize::MAX,
             spill_folder: self.folder.path().to_path_buf(),
+            engine: kernels::Engine::Cpu,
+            device_windows: 0,
         }
     }
 
@@ -404,5 +417,98 @@ fn a_visitor_that_stops_stops_the_walk() {
         let mut stopper = Stopper(0);
         let error = drive(&bench.checkpoint, &bench.windows, &bench.options(order), &mut stopper).unwrap_err();
         assert_eq!((error.to_string().as_str(), stopper.0), ("stopped here", 6));
+    }
+}
+
+/// The device, if one can be used; says loudly that the test is skipped where not.
+fn engine() -> Option<kernels::Engine> {
+    let error = match kernels::cuda::Device::open(0) {
+        Ok(device) => return Some(kernels::Engine::Cuda(std::sync::Arc::new(device))),
+        Err(error) => error,
+    };
+    assert!(std::env::var_os("CALIPER_CUDA_REQUIRED").is_none(), "a device is required: {error}");
+    let said = format!("!! SKIPPED, nothing is captured on a device: {error}\n");
+    std::io::Write::write_all(&mut std::io::stderr(), said.as_bytes()).unwrap();
+    None
+}
+
+/// Rows agree within 1e-4 of their size, as `model/tests/families.rs` derives it, and so do sums of their products with
+/// `sum |x_i x_j| <= (s_i + s_j) / 2`.
+fn assert_agree(ours: &Captured, theirs: &Captured, what: &str) {
+    assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "{what}");
+    for (place, theirs) in theirs {
+        let ours = &ours[place];
+        assert_eq!((ours.tokens, ours.width), (theirs.tokens, theirs.width), "{what}");
+        let largest = theirs.sum_square.iter().fold(0.0, |most: f64, sum| most.max(*sum));
+        let close = |ours: f64, theirs: f64, scale: f64| (ours - theirs).abs() <= 1e-4 * scale;
+        let rows = theirs.tokens as f64;
+        for i in 0..theirs.width {
+            assert!(close(ours.sum_absolute[i], theirs.sum_absolute[i], (rows * largest).sqrt()), "{what} {place:?}");
+            assert!(close(ours.sum_square[i], theirs.sum_square[i], largest), "{what} {place:?}");
+        }
+        let matrices = [(Some(&ours.gram), Some(&theirs.gram)), (ours.drift.as_ref(), theirs.drift.as_ref())];
+        for (ours, theirs) in matrices {
+            assert_eq!(ours.is_some(), theirs.is_some(), "{what} {place:?}");
+            for (ours, theirs) in ours.into_iter().flatten().zip(theirs.into_iter().flatten()) {
+                assert!(close(f64::from(*ours), f64::from(*theirs), largest), "{what} {place:?}: {ours} {theirs}");
+            }
+        }
+    }
+}
+
+/// With short windows, of which several make a batch: the stand-in takes its time over attention.
+fn with_short_windows(mut bench: Bench) -> Bench {
+    let token = |window: usize, at: usize| ((window * 31 + at * at * 7 + at) % toy::WORDS) as u32;
+    bench.windows = (0..40).map(|window| (0..=window * 7 % 37).map(|at| token(window, at)).collect()).collect();
+    bench
+}
+
+/// Statistics are the CPU's within rounding in every order, and the same to the bit wherever activations stay: which the
+/// head's statistics, brought back at the end, show too.
+#[test]
+fn a_device_captures_what_the_cpu_captures() {
+    let Some(engine) = engine() else { return };
+    for bench in [Bench::new(), Bench::comparing()].map(with_short_windows) {
+        for order in ORDERS {
+            let mut expected = Recorder { wants_head: true, ..Recorder::default() };
+            bench.drive(order, &mut expected);
+            expected.captured.insert((toy::LAYERS, Stage::Qkv), expected.head.unwrap());
+            let expected = expected.captured;
+            let on_device = |device_windows| {
+                let options = DriverOptions { engine: engine.clone(), device_windows, ..bench.options(order) };
+                let mut recorder = Recorder { wants_head: true, ..Recorder::default() };
+                drive(&bench.checkpoint, &bench.windows, &options, &mut recorder).unwrap();
+                // The head's are told apart from a stage's by their block.
+                recorder.captured.insert((toy::LAYERS, Stage::Qkv), recorder.head.unwrap());
+                recorder.captured
+            };
+            let streamed = on_device(0);
+            assert_agree(&streamed, &expected, &format!("{order:?}"));
+            if order.0 == Inputs::Quantized {
+                assert!(on_device(35) == streamed, "{order:?}");
+            }
+            if order == ORDERS[0] {
+                assert!(on_device(usize::MAX) == streamed, "{order:?}");
+            }
+        }
+    }
+}
+
+/// Blocks that are only carried through, stages that nobody wants.
+#[test]
+fn a_device_passes_over_what_the_cpu_passes_over() {
+    let Some(engine) = engine() else { return };
+    let bench = with_short_windows(Bench::new());
+    for order in ORDERS {
+        let whole = bench.captured(order);
+        for (finished, unwanted) in [(1, None), (2, None), (0, Some("down_proj")), (0, Some("layers.1."))] {
+            let journal = whole.journal.clone();
+            let mut expected = Recorder { journal: journal.clone(), finished, unwanted, ..Recorder::default() };
+            bench.drive(order, &mut expected);
+            let options = DriverOptions { engine: engine.clone(), device_windows: 35, ..bench.options(order) };
+            let mut recorder = Recorder { journal, finished, unwanted, ..Recorder::default() };
+            drive(&bench.checkpoint, &bench.windows, &options, &mut recorder).unwrap();
+            assert_agree(&recorder.captured, &expected.captured, &format!("{order:?} {finished} {unwanted:?}"));
+        }
     }
 }

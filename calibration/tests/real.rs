@@ -61,6 +61,8 @@ fn a_real_model_is_walked_alike_by_any_number_of_threads() {
             compare_original: false,
             activation_bytes_in_memory: usize::MAX,
             spill_folder: folder.path().to_path_buf(),
+            engine: kernels::Engine::Cpu,
+            device_windows: 0,
         };
         let mut fingerprint = Fingerprint::default();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

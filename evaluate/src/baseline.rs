@@ -5,7 +5,7 @@ use crate::{
     EvaluateError, Measurement, Prepared, Resolved, compare::same_tokens, logits::StoredLogits, report::ModelReport,
     source::Source, statistics::Block,
 };
-use kernels::Compute;
+use kernels::{Compute, Engine};
 use model::Checkpoint;
 use serde::Deserialize;
 use std::{fs, path::Path};
@@ -40,6 +40,15 @@ struct StoredText {
 }
 
 impl Baseline {
+    /// The same; a model is run where `engine` says.
+    #[must_use]
+    pub fn on(self, engine: &Engine) -> Self {
+        match self {
+            Self::Model(checkpoint) => Self::Model(Box::new(checkpoint.on(engine.clone()))),
+            other => other,
+        }
+    }
+
     /// Opens a file of log-probabilities or, where `reference` names a `.json` file, of results, and a checkpoint otherwise.
     /// What a file holds must come from the arithmetic that the model is run with.
     pub fn open(reference: &str, compute: Compute) -> Result<Self, EvaluateError> {

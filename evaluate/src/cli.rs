@@ -10,7 +10,7 @@ use evaluate::{
     protocol::{Changes, PROTOCOLS, TextHandling},
     score::DEFAULT_MEMORY,
 };
-use kernels::Compute;
+use kernels::{Compute, engine::Choice};
 use std::{path::PathBuf, time::Duration};
 
 /// Measure a language model, and what quantization did to it: perplexity, divergence, tasks.
@@ -392,6 +392,15 @@ pub(crate) struct Measure {
     /// Arithmetic of the baseline, to see what another one costs in itself [default: as --compute]
     #[arg(long, value_enum, value_name = "COMPUTE", requires = "baseline")]
     pub(crate) baseline_compute: Option<ComputeName>,
+
+    /// Where texts are scored: `auto`, `cpu`, `cuda` or `cuda:N`
+    ///
+    /// On a CUDA device the models run over the windows, and perplexity and divergence are summed there; results differ from
+    /// the CPU's by rounding. Tasks and stored log-probabilities (`--save-logits`, and a baseline from it) are read off on
+    /// the CPU. `auto` takes the first device that can be used, else the CPU. No graphics processor has run this yet: see
+    /// docs/cuda.md.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: Choice,
 
     /// Memory for the hidden states of windows that are scored together, e.g. `512MiB` or `2GiB` [default: 1GiB]
     ///

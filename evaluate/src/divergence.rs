@@ -12,7 +12,7 @@
 //! itself gives exactly zero. Tokens of a window correlate, so errors come from the block bootstrap over windows.
 
 use crate::{
-    EvaluateError, Prepared,
+    EvaluateError, Prepared, on_device,
     score::{self, States, Step},
     statistics::{self, Block, Bootstrap, Estimate},
     window::Window,
@@ -84,16 +84,16 @@ pub fn run(
         let mut report = |layer| progress(Step { layer, layers, first: batch.start, end: batch.end });
         let windows = &windows[batch.clone()];
         let started = Instant::now();
-        let theirs = score::forward(baseline, windows, &mut report)?;
+        let theirs = States::of(baseline, windows, &mut report)?;
         seconds[0] += started.elapsed();
         let started = Instant::now();
-        let ours = score::forward(model, windows, &mut |layer| report(baseline.config.layers.len() + layer))?;
+        let ours = States::of(model, windows, &mut |layer| report(baseline.config.layers.len() + layer))?;
         seconds[1] += started.elapsed();
         let started = Instant::now();
         let heads = [baseline.head()?, model.head()?];
-        let theirs = |index: usize| score::rows(&windows[index], baseline.config.hidden_size, &theirs[index]);
-        let ours = |index: usize| score::rows(&windows[index], model.config.hidden_size, &ours[index]);
-        targets.extend(diverged([&heads[0], &heads[1]], windows, &theirs, &ours));
+        let theirs = Known { checkpoint: baseline, head: &heads[0], states: &theirs };
+        let ours = Known { checkpoint: model, head: &heads[1], states: &ours };
+        targets.extend(diverged(&theirs, &ours, windows)?);
         let heads = started.elapsed() / 2;
         seconds = seconds.map(|seconds| seconds + heads);
         report(layers + 1);
@@ -117,22 +117,20 @@ fn check_vocabularies(baseline: &Checkpoint, model: &Checkpoint) -> Result<(), E
     })
 }
 
-/// The divergence at every target, given the rows of each window that its targets are predicted from, for either model.
-fn diverged<'a>(
-    heads: [&Head; 2],
-    windows: &[Window],
-    theirs: &(dyn Fn(usize) -> &'a [f32] + Sync),
-    ours: &(dyn Fn(usize) -> &'a [f32] + Sync),
-) -> Vec<Vec<Divergence>> {
+/// The divergence at every target.
+fn diverged(theirs: &Known<'_>, ours: &Known<'_>, windows: &[Window]) -> Result<Vec<Vec<Divergence>>, EvaluateError> {
+    if let (Some(device), Some(_)) = (on_device::of(theirs.checkpoint), on_device::of(ours.checkpoint)) {
+        return on_device::divergences(device, theirs, ours, windows);
+    }
     let together = score::together(windows);
-    let parts = windows.par_chunks(together).enumerate().flat_map_iter(|(part, windows)| {
-        let compared = windows.iter().enumerate().map(|(at, window)| {
-            let index = part * together + at;
-            Compared { baseline: theirs(index), model: ours(index), targets: window.targets() }
+    let parts = windows.par_chunks(together).enumerate().flat_map_iter(|(part, some)| {
+        let compared = some.iter().enumerate().map(|(at, window)| {
+            let [baseline, model] = [theirs, ours].map(|known| known.states.rows(windows, part * together + at));
+            Compared { baseline, model, targets: window.targets() }
         });
-        heads[0].divergence(heads[1], &compared.collect::<Vec<_>>())
+        theirs.head.divergence(ours.head, &compared.collect::<Vec<_>>())
     });
-    parts.collect()
+    Ok(parts.collect())
 }
 
 /// A model with its states on the windows at hand.
@@ -154,8 +152,7 @@ pub fn between(
 ) -> Result<Vec<Vec<Divergence>>, EvaluateError> {
     let (baseline, model) = (theirs.checkpoint, ours.checkpoint);
     check_vocabularies(baseline, model)?;
-    let heads = [theirs.head, ours.head];
-    let targets = diverged(heads, windows, &|at| theirs.states.rows(windows, at), &|at| ours.states.rows(windows, at));
+    let targets = diverged(theirs, ours, windows)?;
     let scores = |which: fn(&Divergence) -> f64| -> Vec<Vec<f32>> {
         targets.iter().map(|window| window.iter().map(|at| which(at) as f32).collect()).collect()
     };

@@ -7,6 +7,9 @@ pub enum EvaluateError {
     /// The model or the text could not be read.
     #[error(transparent)]
     Model(#[from] model::ModelError),
+    /// The device that the model runs on.
+    #[error("--device: {0}")]
+    Device(#[from] kernels::cuda::CudaError),
     /// No protocol has this name.
     #[error("there is no protocol `{name}`; the names are {names}")]
     UnknownProtocol {

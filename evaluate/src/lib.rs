@@ -26,6 +26,7 @@ pub mod generation;
 pub mod instructions;
 pub mod likelihood;
 pub mod logits;
+mod on_device;
 pub mod page;
 pub mod paired;
 pub mod perplexity;

@@ -637,7 +637,8 @@ fn value_rows(task: &str, which: &str, summary: &Summary) -> Vec<Vec<Cell>> {
 fn repetition(results: &Results) -> Section {
     let mut rows = Vec::new();
     let models = [("model", Some(&results.model)), ("baseline", results.baseline_model.as_ref())];
-    for (which, ModelReport { reference, files, compute }) in models.into_iter().filter_map(|(w, m)| Some((w, m?))) {
+    for (which, ModelReport { reference, files, compute, .. }) in models.into_iter().filter_map(|(w, m)| Some((w, m?)))
+    {
         rows.push(vec![Cell::text(which), Cell::text(format!("{reference} (--compute {compute})")), Cell::text("")]);
         rows.extend(files.iter().map(|file| vec![Cell::text(which), Cell::text(&file.name), Cell::text(&file.sha256)]));
     }

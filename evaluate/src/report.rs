@@ -5,13 +5,14 @@ use crate::{
     capability::{self, Change},
     compare::Comparison,
     divergence::DivergenceReport,
+    on_device,
     protocol::{Beginning, Reduction, Scored, TextHandling},
     source::{Source, SourceFile},
     statistics::{Block, DRAWS, Estimate},
     task_report::{self, TaskReport},
 };
 use kernels::Compute;
-use model::checkpoint::SourceFile as ModelFile;
+use model::{Checkpoint, checkpoint::SourceFile as ModelFile};
 use serde::{Deserialize, Serialize};
 
 /// This tool and its version.
@@ -27,6 +28,21 @@ pub struct ModelReport {
     /// The arithmetic it was run with.
     #[serde(default)]
     pub compute: Compute,
+    /// The device that it was run on, if not the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+}
+
+impl ModelReport {
+    /// Of `checkpoint`, whose hashed files are `files`.
+    pub fn new(checkpoint: &Checkpoint, files: Vec<ModelFile>) -> Self {
+        Self {
+            reference: checkpoint.reference.clone(),
+            files,
+            compute: checkpoint.compute,
+            device: on_device::of(checkpoint).map(|device| format!("{}, sm_{}", device.name(), device.architecture())),
+        }
+    }
 }
 
 /// A protocol with every number that was used.

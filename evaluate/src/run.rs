@@ -23,8 +23,8 @@ use evaluate::{
     source::Source,
     statistics::Block,
 };
-use kernels::Compute;
-use model::Checkpoint;
+use kernels::{Compute, Engine, engine::Choice};
+use model::{Checkpoint, decoder::device::obstacle};
 use std::{io::Write as _, path::PathBuf, time::Instant};
 
 /// Runs the command.
@@ -91,9 +91,11 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
         Some(Some(path)) => Some(Output::open(path).with_context(|| path.display().to_string())?),
         _ => None,
     };
-    let checkpoint = Checkpoint::open(&measure.model)?.computed(measure.compute.into());
+    let (engine, device) = measure.device.open().context("--device")?;
+    let checkpoint = Checkpoint::open(&measure.model)?.computed(measure.compute.into()).on(engine.clone());
     let theirs = measure.baseline_compute.unwrap_or(measure.compute).into();
     let baseline = measure.baseline.as_deref().map(|reference| Baseline::open(reference, theirs)).transpose()?;
+    let baseline = baseline.map(|baseline| baseline.on(&engine));
     if let (Some(Baseline::Stored(_)), true) = (&baseline, measure.divergence) {
         anyhow::bail!("`--divergence` needs the baseline model itself: a result file holds no distributions");
     }
@@ -114,6 +116,7 @@ fn evaluate(measure: &Measure, threads: usize) -> anyhow::Result<Exit> {
     let texts = prepare(measure, resolved, &checkpoint, baseline.as_ref())?;
     let tasks = Asked::prepare(measure, &checkpoint, beside)?;
     announce(measure, threads, resolved, &texts);
+    announce_device(measure, &device, &[Some(&checkpoint), beside]);
     tasks.announce();
 
     let band = baseline.as_ref().and_then(|_| Band::of_checkpoint(&checkpoint));
@@ -179,7 +182,7 @@ fn saved(measure: &Measure, checkpoint: &Checkpoint, texts: &[Text]) -> anyhow::
     let Some(path) = &measure.save_logits else { return Ok(None) };
     let output = Output::open(path).with_context(|| path.display().to_string())?;
     let files = checkpoint.source_files()?;
-    let model = ModelReport { reference: checkpoint.reference.clone(), files, compute: checkpoint.compute };
+    let model = ModelReport::new(checkpoint, files);
     let texts: Vec<&Prepared> = texts.iter().map(|text| &text.prepared).collect();
     let header = logits::Header::new(checkpoint, model, measure.logits_top.unwrap_or(logits::DEFAULT_TOP), &texts);
     Ok(Some(logits::Writer::new(output, header)?))
@@ -301,6 +304,22 @@ fn announce(measure: &Measure, threads: usize, resolved: Resolved, texts: &[Text
     say(&format!("threads    {threads}; {memory} for hidden states; seed {}", measure.seed));
 }
 
+/// Where texts are scored, if a device was asked for, and what can't be.
+fn announce_device(measure: &Measure, device: &str, models: &[Option<&Checkpoint>]) {
+    if measure.device == Choice::Cpu {
+        return;
+    }
+    say(&format!("device     {device}"));
+    for model in models.iter().flatten().filter(|model| matches!(model.engine, Engine::Cuda(_))) {
+        if let Some(what) = obstacle(&model.config, model.compute) {
+            say(&format!("           {} runs on the CPU: {what}", model.reference));
+        }
+    }
+    if measure.asks_tasks() {
+        say("           tasks run on the CPU");
+    }
+}
+
 fn measured(
     measure: &Measure,
     checkpoint: &Checkpoint,
@@ -330,7 +349,7 @@ fn place(step: score::Step, windows: usize) -> String {
 fn describe(measure: &Measure, checkpoint: &Checkpoint) -> anyhow::Result<ModelReport> {
     let shown = measure.json.is_some() || measure.exports.wants_page();
     let files = if shown { checkpoint.source_files()? } else { Vec::new() };
-    Ok(ModelReport { reference: checkpoint.reference.clone(), files, compute: checkpoint.compute })
+    Ok(ModelReport::new(checkpoint, files))
 }
 
 fn describe_baseline(measure: &Measure, baseline: Baseline) -> anyhow::Result<ModelReport> {

@@ -7,9 +7,11 @@
 //!     load the head:   l = −log softmax(h)[target]
 //! ```
 //!
+//! On a device the same is done by [`on_device`], and differs by the order of float32 sums.
+//!
 //! A window's numbers depend on nothing but the window, so neither the budget nor the threads change a result.
 
-use crate::{EvaluateError, window::Window};
+use crate::{EvaluateError, on_device, window::Window};
 use model::{Checkpoint, ModelError, decoder::Head};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -55,9 +57,7 @@ pub fn score(
         };
         let windows = &windows[batch.clone()];
         let hidden = forward(checkpoint, windows, &mut report)?;
-        let head = checkpoint.head()?;
-        let width = checkpoint.config.hidden_size;
-        scores.extend(likelihoods(&head, windows, &hidden, width));
+        scores.extend(likelihoods(checkpoint, &checkpoint.head()?, windows, &hidden)?);
         report(checkpoint.config.layers.len() + 1);
     }
     check_finite(checkpoint, windows, &scores)?;
@@ -68,7 +68,6 @@ pub fn score(
 /// several measures, and comparisons of many models with one, cost one walk over the model's blocks.
 pub struct States {
     hidden: Vec<Vec<f32>>,
-    width: usize,
 }
 
 impl States {
@@ -84,15 +83,14 @@ impl States {
         windows: &[Window],
         report: &mut dyn FnMut(usize),
     ) -> Result<Self, EvaluateError> {
-        Ok(Self { hidden: forward(checkpoint, windows, report)?, width: checkpoint.config.hidden_size })
+        Ok(Self { hidden: forward(checkpoint, windows, report)? })
     }
 
     /// Those of several texts, each its windows, by one walk over the blocks.
     pub fn of_each(checkpoint: &Checkpoint, texts: &[&[Window]]) -> Result<Vec<Self>, EvaluateError> {
         let all: Vec<Window> = texts.iter().flat_map(|windows| windows.iter().cloned()).collect();
         let mut hidden = forward(checkpoint, &all, &mut |_| {})?.into_iter();
-        let width = checkpoint.config.hidden_size;
-        Ok(texts.iter().map(|windows| Self { hidden: hidden.by_ref().take(windows.len()).collect(), width }).collect())
+        Ok(texts.iter().map(|windows| Self { hidden: hidden.by_ref().take(windows.len()).collect() }).collect())
     }
 
     /// `−log p` of every target by the `head` of `checkpoint`, the same to the bit as [`score`] gives it.
@@ -102,14 +100,15 @@ impl States {
         head: &Head,
         windows: &[Window],
     ) -> Result<Vec<Vec<f32>>, EvaluateError> {
-        let scores = likelihoods(head, windows, &self.hidden, self.width);
+        let scores = likelihoods(checkpoint, head, windows, &self.hidden)?;
         check_finite(checkpoint, windows, &scores)?;
         Ok(scores)
     }
 
     /// The rows of window `index` that its targets are predicted from.
     pub(crate) fn rows(&self, windows: &[Window], index: usize) -> &[f32] {
-        rows(&windows[index], self.width, &self.hidden[index])
+        let tokens = windows[index].tokens.len() - 1;
+        rows(&windows[index], self.hidden[index].len() / tokens, &self.hidden[index])
     }
 }
 
@@ -136,9 +135,12 @@ pub(crate) fn forward(
     checkpoint: &Checkpoint,
     windows: &[Window],
     report: &mut dyn FnMut(usize),
-) -> Result<Vec<Vec<f32>>, ModelError> {
+) -> Result<Vec<Vec<f32>>, EvaluateError> {
+    if let Some(device) = on_device::of(checkpoint) {
+        return on_device::forward(device, checkpoint, windows, report);
+    }
     let fed = windows.par_iter().map(|window| checkpoint.embed(&window.tokens[..window.tokens.len() - 1]));
-    let mut hidden = fed.collect::<Result<Vec<_>, _>>()?;
+    let mut hidden = fed.collect::<Result<Vec<_>, ModelError>>()?;
     for index in 0..checkpoint.config.layers.len() {
         let block = checkpoint.block(index)?;
         hidden = hidden.into_par_iter().with_max_len(1).map(|hidden| block.forward(hidden, &mut |_, _| {})).collect();
@@ -147,14 +149,23 @@ pub(crate) fn forward(
     Ok(hidden)
 }
 
-fn likelihoods(head: &Head, windows: &[Window], hidden: &[Vec<f32>], width: usize) -> Vec<Vec<f32>> {
-    let together = together(windows);
+/// `−log p` of every target of `windows`, from their hidden states after the last block.
+fn likelihoods(
+    checkpoint: &Checkpoint,
+    head: &Head,
+    windows: &[Window],
+    hidden: &[Vec<f32>],
+) -> Result<Vec<Vec<f32>>, EvaluateError> {
+    if let Some(device) = on_device::of(checkpoint) {
+        return on_device::likelihoods(device, head, windows, hidden);
+    }
+    let (together, width) = (together(windows), checkpoint.config.hidden_size);
     let parts = windows.par_chunks(together).zip(hidden.par_chunks(together)).flat_map_iter(|(windows, hidden)| {
         let parts = windows.iter().zip(hidden);
         let parts: Vec<_> = parts.map(|(window, hidden)| (rows(window, width, hidden), window.targets())).collect();
         head.negative_log_likelihoods(&parts)
     });
-    parts.collect()
+    Ok(parts.collect())
 }
 
 /// Windows whose rows are multiplied with the head together, so that packing it costs little beside: [`SHARED`] rows, but

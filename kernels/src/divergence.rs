@@ -114,13 +114,14 @@ impl<'a> Tile<'a> {
 }
 
 /// One side's softmax as far as the vocabulary has been walked.
-struct Softmax {
-    largest: f64,
+pub(crate) struct Softmax {
+    pub(crate) largest: f64,
     /// The first entry whose logit is `largest`.
-    top: usize,
+    pub(crate) top: usize,
     /// `sum exp(logit - largest)`.
-    sum: f64,
-    target: f64,
+    pub(crate) sum: f64,
+    /// The target's logit.
+    pub(crate) target: f64,
 }
 
 impl Softmax {
@@ -144,12 +145,13 @@ impl Softmax {
     }
 }
 
-struct Row {
-    target: usize,
-    baseline: Softmax,
-    model: Softmax,
+/// A row as far as the vocabulary has been walked.
+pub(crate) struct Row {
+    pub(crate) target: usize,
+    pub(crate) baseline: Softmax,
+    pub(crate) model: Softmax,
     /// `sum exp(a - largest a) (a - b)`.
-    weighted: f64,
+    pub(crate) weighted: f64,
 }
 
 impl Row {
@@ -170,7 +172,7 @@ impl Row {
         self.model.sum += model;
     }
 
-    fn finish(&self) -> Divergence {
+    pub(crate) fn finish(&self) -> Divergence {
         let (log_a, log_b) = (self.baseline.log_sum(), self.model.log_sum());
         let kl = self.weighted / self.baseline.sum - (log_a - log_b);
         Divergence {

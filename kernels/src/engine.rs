@@ -1,4 +1,4 @@
-//! Where the solvers' loops run: [`Engine`]. The integers are the same everywhere, so that it is no setting of a result.
+//! Where loops run: [`Engine`]. Solvers give the same integers everywhere; sums over activations differ by their order.
 
 use crate::{
     QuantSpec, QuantizedMatrix,
@@ -19,7 +19,7 @@ pub enum Choice {
     Cuda(usize),
 }
 
-/// A place to solve in, ready.
+/// A place to work in, ready.
 #[derive(Clone, Debug, Default)]
 pub enum Engine {
     /// The current thread pool.
@@ -30,16 +30,21 @@ pub enum Engine {
 }
 
 impl Choice {
-    /// Opens what was chosen.
+    /// Opens what was chosen. Also says what came of it, for people: where `auto` found no device, why.
     ///
     /// # Errors
     /// A device was named and can't be opened.
-    pub fn open(self) -> Result<Engine, CudaError> {
-        match self {
-            Self::Cpu => Ok(Engine::Cpu),
-            Self::Auto => Ok(Self::Cuda(0).open().unwrap_or_default()),
-            Self::Cuda(ordinal) => Ok(Engine::Cuda(Arc::new(Device::open(ordinal)?))),
-        }
+    pub fn open(self) -> Result<(Engine, String), CudaError> {
+        let engine = match self {
+            Self::Cpu => Engine::Cpu,
+            Self::Cuda(ordinal) => Engine::Cuda(Arc::new(Device::open(ordinal)?)),
+            Self::Auto => match Device::open(0) {
+                Ok(device) => Engine::Cuda(Arc::new(device)),
+                Err(error) => return Ok((Engine::Cpu, format!("{} ({error})", Engine::Cpu))),
+            },
+        };
+        let said = engine.to_string();
+        Ok((engine, said))
     }
 }
 
@@ -79,17 +84,6 @@ impl fmt::Display for Engine {
 }
 
 impl Engine {
-    /// What was `chosen` and what came of it, for people: where `auto` found no device, why.
-    pub fn describe(&self, chosen: Choice) -> String {
-        match (self, chosen) {
-            (Self::Cpu, Choice::Auto) => match Device::open(0) {
-                Ok(_) => self.to_string(),
-                Err(error) => format!("{self} ({error})"),
-            },
-            _ => self.to_string(),
-        }
-    }
-
     /// Refuses a weight `[outputs, inputs]` that is too large for the device's memory.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ pub mod grid;
 pub mod kquant;
 pub mod log_probability;
 pub mod matrix;
+pub mod moments;
 pub mod norm;
 pub mod pack;
 pub mod rope;

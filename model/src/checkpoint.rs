@@ -15,7 +15,7 @@ use crate::{
     hub::{self, HubId},
     text,
 };
-use kernels::{Compute, stored::StoredMatrix};
+use kernels::{Compute, Engine, stored::StoredMatrix};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
@@ -71,6 +71,8 @@ pub struct Checkpoint {
     pub companions: Vec<(String, Vec<u8>)>,
     /// The arithmetic of its dense products.
     pub compute: Compute,
+    /// Where whole windows run, as far as it can take them ([`crate::decoder::device::obstacle`]).
+    pub engine: Engine,
     files: Vec<PathBuf>,
     ropes: Arc<RopeTables>,
 }
@@ -131,6 +133,7 @@ impl Checkpoint {
             path: PathBuf::new(),
             companions: Vec::new(),
             compute: Compute::default(),
+            engine: Engine::Cpu,
             files: Vec::new(),
         }
     }
@@ -187,6 +190,12 @@ impl Checkpoint {
         Self { compute, ..self }
     }
 
+    /// The same model, run where `engine` says.
+    #[must_use]
+    pub fn on(self, engine: Engine) -> Self {
+        Self { engine, ..self }
+    }
+
     /// The same model with other numbers in some of its float tensors, by name; every writer then writes those.
     pub fn replacing(&self, values: BTreeMap<String, Vec<f32>>) -> Result<Self, ModelError> {
         Ok(self.with_tensors(Arc::new(Replaced::new(Arc::clone(&self.tensors), values)?)))
@@ -206,6 +215,7 @@ impl Checkpoint {
             path: self.path.clone(),
             companions: self.companions.clone(),
             compute: self.compute,
+            engine: self.engine.clone(),
             files: self.files.clone(),
             ropes: Arc::clone(&self.ropes),
         }

@@ -18,6 +18,8 @@
 //! that continues it; keys and values of what comes before the trunk may be given ([`KeyValues`]). All but rope and
 //! attention is row by row and doesn't know the difference.
 
+mod ahead;
+pub mod device;
 mod fold;
 
 use crate::{

@@ -243,13 +243,19 @@ struct Resources {
     /// Threads [default: all cores]; the result does not depend on it
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Where weights are solved: `auto`, `cpu`, `cuda` or `cuda:N`; the result does not depend on it
+    /// Where the model runs and weights are solved: `auto`, `cpu`, `cuda` or `cuda:N`
     ///
-    /// On a CUDA device, weights are rounded and error-compensated; everything else runs on the CPU, and so do the block
-    /// formats of GGUF. `auto` takes the first device that can be used, else the CPU. No graphics processor has run this
-    /// yet: see docs/cuda.md.
+    /// On a CUDA device the model runs over the calibration text, statistics are summed, and weights are rounded and
+    /// error-compensated. Factors of Hessians, AWQ's searches and the block formats of GGUF stay on the CPU. Statistics differ
+    /// from the CPU's by rounding; given the same ones, so do no integers. `auto` takes the first device that can be used,
+    /// else the CPU. No graphics processor has run this yet: see docs/cuda.md.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Choice,
+    /// Windows whose activations stay on the CUDA device [default: as many as fit]
+    ///
+    /// The others go there and back for every step. Changes no result.
+    #[arg(long, value_name = "COUNT")]
+    device_windows: Option<usize>,
     /// Most memory to take, such as 8GiB [default: four fifths of what is free]
     ///
     /// Activations that don't fit are kept in a temporary file beside the output.
@@ -325,6 +331,7 @@ impl Run {
             overwrite: self.output.overwrite,
             save_imatrix: self.output.save_imatrix,
             device: self.resources.device,
+            device_windows: self.resources.device_windows,
         };
         Ok((request, wishes))
     }

@@ -10,7 +10,7 @@ use crate::{
     preflight::{self, Cost},
     prove::{self, Proof},
     report::{CalibrationSummary, Output, Totals, mean_error},
-    rtn,
+    resident, rtn,
     sweep::{Member, sweep},
     visitor::{self, Quantizer},
 };
@@ -49,8 +49,10 @@ pub struct Request {
     pub overwrite: bool,
     /// Where the sums of squared activations go, as an importance matrix.
     pub save_imatrix: Option<PathBuf>,
-    /// Where weights are solved.
+    /// Where weights are solved and, as far as it can, the model runs.
     pub device: Choice,
+    /// Windows whose activations stay on the device, where not as many as fit.
+    pub device_windows: Option<usize>,
 }
 
 /// A run that can start.
@@ -71,8 +73,12 @@ pub struct Job {
     pub identity: Value,
     /// When it began.
     pub started: Instant,
-    /// Where weights are solved.
+    /// Where weights are solved and the model runs.
     pub engine: Engine,
+    /// What that is, for people.
+    pub device: String,
+    /// Windows whose activations stay on the device.
+    pub device_windows: usize,
 }
 
 impl Job {
@@ -82,7 +88,7 @@ impl Job {
         if request.out.exists() && !request.overwrite && !Journal::folder_of(&request.out).exists() {
             return Err(QuantizeError::OutputExists { path: request.out });
         }
-        let engine = request.device.open()?;
+        let (engine, device) = request.device.open()?;
         let checkpoint = Checkpoint::open(&request.model)?.computed(request.options.compute);
         let mut plan = request.options.clone().check(&checkpoint.config)?;
         check_names(&request, &plan)?;
@@ -95,7 +101,10 @@ impl Job {
             plan.warnings.extend(adequacy(&checkpoint, set));
         }
         let windows = calibration.as_ref().map_or(&[][..], |set| &set.windows);
-        let cost = preflight::estimate(&checkpoint, &plan, windows, request.threads, request.memory, &request.out)?;
+        let device_windows = resident::windows(&engine, &checkpoint, &plan, windows, request.device_windows)?;
+        let mut cost = preflight::estimate(&checkpoint, &plan, windows, request.threads, request.memory, &request.out)?;
+        let on_device = resident::captures(&engine, &checkpoint);
+        cost.seconds = cost.seconds.filter(|_| !on_device);
         let mut identity = json!({
             "tool": card::TOOL,
             "model": request.model,
@@ -103,10 +112,25 @@ impl Job {
             "settings": plan.options,
             "calibration": calibration.as_ref().map(|set| &set.manifest),
         });
+        if on_device && calibration.is_some() {
+            identity["captured_on"] = "cuda".into();
+        }
         if let Some(hash) = imatrix_sha256 {
             identity["imatrix_sha256"] = hash.into();
         }
-        Ok(Self { request, checkpoint, plan, calibration, importance, cost, identity, started, engine })
+        Ok(Self {
+            request,
+            checkpoint,
+            plan,
+            calibration,
+            importance,
+            cost,
+            identity,
+            started,
+            engine,
+            device,
+            device_windows,
+        })
     }
 
     /// The effective settings and what to know about them, a line each.
@@ -126,7 +150,10 @@ impl Job {
         }
         lines.push(format!("threads: {}", self.request.threads));
         if self.request.device != Choice::Cpu {
-            lines.push(format!("device: {}", self.engine.describe(self.request.device)));
+            lines.push(format!("device: {}", self.device));
+            if let (Engine::Cuda(_), Some(set)) = (&self.engine, &self.calibration) {
+                lines.push(resident::describe(&self.checkpoint, self.device_windows, set.windows.len()));
+            }
         }
         lines.push(format!("out: {}", self.request.out.display()));
         lines.extend(self.plan.warnings.iter().map(|warning| format!("warning: {warning}")));
@@ -212,6 +239,8 @@ impl Job {
             compare_original: self.plan.options.corrects(),
             activation_bytes_in_memory: usize::try_from(self.cost.activations_in_memory).unwrap_or(usize::MAX),
             spill_folder: journal.folder().to_owned(),
+            engine: self.engine.clone(),
+            device_windows: self.device_windows,
         };
         let mut quantizer = Quantizer::new(&self.plan, journal, self.importance.as_ref(), progress, &self.engine);
         driver::drive(&self.checkpoint, &set.windows, &options, &mut quantizer).map_err(QuantizeError::from_driver)?;

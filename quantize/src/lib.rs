@@ -30,6 +30,7 @@ pub mod plan;
 pub mod preflight;
 pub mod prove;
 pub mod report;
+mod resident;
 pub mod rtn;
 pub mod solved;
 pub mod solver;

@@ -122,8 +122,9 @@ impl<'a> Evaluator<'a> {
         let windows = &prepared.windows;
         let theirs = self.baseline(baseline, text, prepared)?;
         let targets = match walked.on(text).zip(theirs) {
-            Some(((head, states), (their_head, their_states))) => {
-                let theirs = Known { checkpoint: baseline, head: &their_head, states: &their_states };
+            Some(((head, states), theirs)) => {
+                let their_head = self.baseline_head(&text.model, baseline)?;
+                let theirs = Known { checkpoint: baseline, head: &their_head, states: &theirs };
                 divergence::between(&theirs, &Known { checkpoint, head, states }, windows)?
             }
             None => divergence::run(baseline, checkpoint, windows, DEFAULT_MEMORY, &mut |_| {})?.targets,
@@ -149,21 +150,26 @@ impl<'a> Evaluator<'a> {
         Ok(Line { divergence: Some(diverged), blocks, ..line })
     }
 
-    /// The head and the states of the unquantized model, kept where they fit.
+    /// The head of the unquantized model called `name`.
+    fn baseline_head(&mut self, name: &str, baseline: &Checkpoint) -> Result<Rc<Head>, StudyError> {
+        if let Some(head) = self.heads.get(name) {
+            return Ok(Rc::clone(head));
+        }
+        let head = Rc::new(baseline.head()?);
+        self.heads.insert(name.to_owned(), Rc::clone(&head));
+        Ok(head)
+    }
+
+    /// The states of the unquantized model, kept where they fit.
     fn baseline(
         &mut self,
         baseline: &Checkpoint,
         text: &PreparedText,
         prepared: &Prepared,
-    ) -> Result<Option<(Rc<Head>, Rc<States>)>, StudyError> {
-        let head = match self.heads.get(&text.model) {
-            Some(head) => Rc::clone(head),
-            None => Rc::new(baseline.head()?),
-        };
-        self.heads.insert(text.model.clone(), Rc::clone(&head));
+    ) -> Result<Option<Rc<States>>, StudyError> {
         let key = format!("{} {}", text.model, text.record.windows_sha256);
         if let Some(states) = self.baselines.get(&key) {
-            return Ok(Some((head, Rc::clone(states))));
+            return Ok(Some(Rc::clone(states)));
         }
         let bytes = States::bytes(baseline, &prepared.windows);
         if self.kept + bytes > KEPT {
@@ -172,7 +178,7 @@ impl<'a> Evaluator<'a> {
         let states = Rc::new(States::of(baseline, &prepared.windows, &mut |_| {})?);
         self.kept += bytes;
         self.baselines.insert(key, Rc::clone(&states));
-        Ok(Some((head, states)))
+        Ok(Some(states))
     }
 }
 

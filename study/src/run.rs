@@ -360,6 +360,7 @@ fn quantize(opened: &Opened, unit: &Unit, out: &Path, threads: usize) -> Result<
         overwrite: true,
         save_imatrix: None,
         device: quantize::engine::Choice::Cpu,
+        device_windows: None,
     })?;
     let outcome = job.run()?;
     let (totals, output) = (outcome.totals, &outcome.outputs[0]);

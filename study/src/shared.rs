@@ -155,5 +155,7 @@ pub fn driver_options(model: &Checkpoint, tokens: usize, memory: Option<u64>, fo
         compare_original: false,
         activation_bytes_in_memory: needed.min(room),
         spill_folder: folder.to_owned(),
+        engine: quantize::Engine::Cpu,
+        device_windows: 0,
     }
 }

@@ -110,6 +110,7 @@ pub fn solve(what: &Solve) -> Result<Outcome, StudyError> {
         overwrite: false,
         save_imatrix: None,
         device: quantize::engine::Choice::Cpu,
+        device_windows: None,
     };
     if what.out.exists() {
         return Err(QuantizeError::OutputExists { path: what.out.clone() }.into());
@@ -124,6 +125,8 @@ pub fn solve(what: &Solve) -> Result<Outcome, StudyError> {
         identity,
         started,
         engine: quantize::Engine::Cpu,
+        device: String::new(),
+        device_windows: 0,
     };
     Ok(job.run_on(&Mixture(parts))?)
 }

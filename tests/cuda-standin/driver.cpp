@@ -1,10 +1,13 @@
-// libcuda.so: the driver's functions that this project calls, on one device that is this processor. Everything is done
-// when the call returns, so streams and events have nothing to do.
+// libcuda.so: the driver's functions that this project calls, on one device that is this processor. On the default stream
+// everything is done when the call returns. On any other it is put off as long as the rules allow: until somebody waits for
+// it. What uses the result without waiting finds not-a-numbers, or memory that was given back.
 #include "image.h"
 #include "scheduler.h"
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <dlfcn.h>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
@@ -83,21 +86,98 @@ API cuCtxSetCurrent(void* context) {
     current_context = context;
     return SUCCESS;
 }
+// Nothing but copies is ever on another stream than the default one, and who wants those waits for them.
 API cuCtxSynchronize() { return current_context ? SUCCESS : INVALID_CONTEXT; }
 
 // Streams and events.
 
-API cuStreamSynchronize(void*) { return current_context ? SUCCESS : INVALID_CONTEXT; }
-API cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
-API cuStreamDestroy_v2(void*) { return SUCCESS; }
-API cuEventCreate(void** event, unsigned) {
-    static char any;
-    *event = &any;
+// What was asked of a stream and is not done yet. `done` counts what was.
+struct Stream {
+    std::deque<std::function<int()>> asked;
+    uint64_t done = 0;
+    int failure = SUCCESS;
+};
+
+// A place in a stream: behind so many things that were asked of it.
+struct Event {
+    Stream* stream = nullptr;
+    uint64_t behind = 0;
+};
+
+static std::recursive_mutex streams_lock;
+
+// Does what was asked of `stream` up to `behind`.
+static int catch_up(Stream& stream, uint64_t behind) {
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    while (stream.done < behind && !stream.asked.empty()) {
+        const auto work = stream.asked.front();
+        stream.asked.pop_front();
+        const int result = work();
+        stream.failure = stream.failure == SUCCESS ? result : stream.failure;
+        ++stream.done;
+    }
+    return stream.failure;
+}
+
+// Does `work` now on the default stream, later on another.
+static int ask(void* stream, std::function<int()> work) {
+    if (!current_context) {
+        return INVALID_CONTEXT;
+    }
+    if (!stream) {
+        return work();
+    }
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    static_cast<Stream*>(stream)->asked.push_back(std::move(work));
     return SUCCESS;
 }
-API cuEventRecord(void*, void*) { return SUCCESS; }
-API cuEventSynchronize(void*) { return SUCCESS; }
-API cuEventDestroy_v2(void*) { return SUCCESS; }
+
+API cuStreamCreate(void** stream, unsigned) {
+    if (!current_context) {
+        return INVALID_CONTEXT;
+    }
+    *stream = new Stream;
+    return SUCCESS;
+}
+API cuStreamSynchronize(void* stream) {
+    if (!current_context) {
+        return INVALID_CONTEXT;
+    }
+    return stream ? catch_up(*static_cast<Stream*>(stream), UINT64_MAX) : SUCCESS;
+}
+// What the waiting stream is asked next comes after the event. The default stream waits at once, which is sound: all that
+// was asked of it is done.
+API cuStreamWaitEvent(void* stream, void* waited, unsigned) {
+    // As if the program hadn't asked: to see that this is found.
+    static const bool deaf = setting("STANDIN_DEAF", 0) != 0;
+    if (deaf) {
+        return SUCCESS;
+    }
+    const Event event = *static_cast<Event*>(waited);
+    return event.stream && event.stream != stream
+               ? ask(stream, [event] { return catch_up(*event.stream, event.behind); })
+               : SUCCESS;
+}
+// A stream lives on: events may point into it.
+API cuStreamDestroy_v2(void* stream) { return cuStreamSynchronize(stream); }
+API cuEventCreate(void** event, unsigned) {
+    *event = new Event;
+    return SUCCESS;
+}
+API cuEventRecord(void* event, void* stream) {
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    auto* recorded = static_cast<Stream*>(stream);
+    *static_cast<Event*>(event) = {recorded, recorded ? recorded->done + recorded->asked.size() : 0};
+    return SUCCESS;
+}
+API cuEventSynchronize(void* waited) {
+    const Event event = *static_cast<Event*>(waited);
+    return event.stream ? catch_up(*event.stream, event.behind) : SUCCESS;
+}
+API cuEventDestroy_v2(void* event) {
+    delete static_cast<Event*>(event);
+    return SUCCESS;
+}
 
 // Memory: the processor's, of the exact size, so that the address sanitizer sees the ends. Fresh memory holds
 // not-a-numbers.
@@ -147,10 +227,7 @@ API cuMemAllocAsync(uint64_t* address, size_t bytes, void*) {
     return SUCCESS;
 }
 
-API cuMemFreeAsync(uint64_t address, void*) {
-    if (address == 0) {
-        return SUCCESS;
-    }
+static int release(uint64_t address) {
     std::lock_guard<std::mutex> guard(memory_lock);
     auto found = buffers.find(address);
     if (found == buffers.end()) {
@@ -162,10 +239,38 @@ API cuMemFreeAsync(uint64_t address, void*) {
     return SUCCESS;
 }
 
-static int copy(void* to, const void* from, size_t bytes, bool inside) {
-    if (!current_context) {
-        return INVALID_CONTEXT;
+API cuMemFreeAsync(uint64_t address, void* stream) {
+    return address == 0 ? SUCCESS : ask(stream, [address] { return release(address); });
+}
+
+// Page-locked memory: that from which a copy runs by itself.
+
+static std::map<uint64_t, size_t> locked;
+
+API cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
+    *memory = malloc(bytes);
+    std::lock_guard<std::mutex> guard(memory_lock);
+    locked[reinterpret_cast<uint64_t>(*memory)] = bytes;
+    return SUCCESS;
+}
+
+API cuMemFreeHost(void* memory) {
+    std::lock_guard<std::mutex> guard(memory_lock);
+    if (locked.erase(reinterpret_cast<uint64_t>(memory)) == 0) {
+        return complain(INVALID_VALUE, "gave back memory that is not page-locked");
     }
+    free(memory);
+    return SUCCESS;
+}
+
+static bool is_locked(const void* memory) {
+    std::lock_guard<std::mutex> guard(memory_lock);
+    const auto address = reinterpret_cast<uint64_t>(memory);
+    auto after = locked.upper_bound(address);
+    return after != locked.begin() && address - (--after)->first < after->second;
+}
+
+static int copy(void* to, const void* from, size_t bytes, bool inside) {
     if (!inside) {
         return complain(INVALID_VALUE, "a copy of " + std::to_string(bytes) + " bytes reaches beyond its buffer");
     }
@@ -173,22 +278,36 @@ static int copy(void* to, const void* from, size_t bytes, bool inside) {
     return SUCCESS;
 }
 
-API cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void*) {
-    return copy(reinterpret_cast<void*>(to), from, bytes, standin_owns(to, bytes));
-}
-API cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) {
-    return copy(to, reinterpret_cast<const void*>(from), bytes, standin_owns(from, bytes));
-}
-API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void*) {
-    const bool inside = standin_owns(to, bytes) && standin_owns(from, bytes);
-    return copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes, inside);
-}
-API cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, void*) {
-    if (!standin_owns(address, bytes)) {
-        return complain(INVALID_VALUE, "memory is set beyond its buffer");
+// Out of ordinary memory the driver takes a copy of its own before the call returns; page-locked memory is read when the
+// copy is made.
+API cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
+    const char* numbers = static_cast<const char*>(from);
+    if (!stream || is_locked(from)) {
+        return ask(stream, [=] { return copy(reinterpret_cast<void*>(to), from, bytes, standin_owns(to, bytes)); });
     }
-    memset(reinterpret_cast<void*>(address), value, bytes);
-    return SUCCESS;
+    const std::string taken(numbers, bytes);
+    return ask(stream, [=] { return copy(reinterpret_cast<void*>(to), taken.data(), bytes, standin_owns(to, bytes)); });
+}
+// Into ordinary memory a copy is made before the call returns.
+API cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
+    const int asked =
+        ask(stream, [=] { return copy(to, reinterpret_cast<const void*>(from), bytes, standin_owns(from, bytes)); });
+    return asked != SUCCESS || is_locked(to) ? asked : cuStreamSynchronize(stream);
+}
+API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
+    return ask(stream, [=] {
+        const bool inside = standin_owns(to, bytes) && standin_owns(from, bytes);
+        return copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes, inside);
+    });
+}
+API cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, void* stream) {
+    return ask(stream, [=] {
+        if (!standin_owns(address, bytes)) {
+            return complain(INVALID_VALUE, "memory is set beyond its buffer");
+        }
+        memset(reinterpret_cast<void*>(address), value, bytes);
+        return int(SUCCESS);
+    });
 }
 
 // Modules and kernels.
@@ -273,9 +392,12 @@ static std::string excess(standin::Index grid, standin::Index block, unsigned dy
 }
 
 API cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                   unsigned block_z, unsigned dynamic, void*, void** arguments, void**) {
+                   unsigned block_z, unsigned dynamic, void* stream, void** arguments, void**) {
     if (!current_context) {
         return INVALID_CONTEXT;
+    }
+    if (stream) {
+        return complain(INVALID_VALUE, "a kernel on another stream than the default one, which the stand-in doesn't have");
     }
     const auto& wanted = *static_cast<Function*>(function);
     const standin::Index grid{grid_x, grid_y, grid_z}, block{block_x, block_y, block_z};

@@ -4,13 +4,13 @@
 // STANDIN_ORDER sets who runs first; threads that are only right in one order lack a barrier. `forward` and `reverse` take
 // warp after warp, each as far as it goes before it needs the others; `random:SEED` takes a thread here and there.
 #include "scheduler.h"
+#include "stack.h"
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <random>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <vector>
 
 // Present where the process runs under AddressSanitizer, which must hear of every change of stacks.
@@ -27,7 +27,7 @@ constexpr size_t STACK = 256 << 10;
 enum class State { Ready, AtBarrier, InExchange, Done };
 
 struct Fiber {
-    ucontext_t context;
+    Flow flow;
     char* stack = nullptr;
     void* fake_stack = nullptr;
     unsigned number = 0;
@@ -48,7 +48,7 @@ Runtime runtime;
 
 static std::vector<Fiber> fibers;
 static std::vector<Warp> warps;
-static ucontext_t scheduler_context;
+static Flow scheduler;
 static void* scheduler_fake_stack;
 static const void* scheduler_bottom;
 static size_t scheduler_size;
@@ -63,7 +63,7 @@ static void back_to_scheduler() {
         void** keep = self->state == State::Done ? nullptr : &self->fake_stack;
         __sanitizer_start_switch_fiber(keep, scheduler_bottom, scheduler_size);
     }
-    swapcontext(&self->context, &scheduler_context);
+    change(self->flow, scheduler);
     if (__sanitizer_finish_switch_fiber) {
         __sanitizer_finish_switch_fiber(self->fake_stack, nullptr, nullptr);
     }
@@ -84,7 +84,7 @@ static void resume(Fiber& fiber) {
     if (__sanitizer_start_switch_fiber) {
         __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack, STACK);
     }
-    swapcontext(&scheduler_context, &fiber.context);
+    change(scheduler, fiber.flow);
     if (__sanitizer_finish_switch_fiber) {
         __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
     }
@@ -154,10 +154,7 @@ static void start(Fiber& fiber, unsigned number, const Index& size) {
     fiber.state = State::Ready;
     fiber.exchanges = 0;
     fiber.fake_stack = nullptr;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack = {fiber.stack, 0, STACK};
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
+    fiber.flow = begin(fiber.stack, STACK, fiber_main);
 }
 
 // The order of a block's threads.

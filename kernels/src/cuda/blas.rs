@@ -98,3 +98,38 @@ pub(super) fn add_gram(
     }?;
     Ok(())
 }
+
+/// Adds `aᵀb` to `sums` (`[width, width]`), both factors being `[rows, width]`.
+pub(super) fn add_transposed_product(
+    device: &Device,
+    sums: &mut impl DevicePtrMut<f32>,
+    a: &impl DevicePtr<f32>,
+    b: &impl DevicePtr<f32>,
+    width: usize,
+) -> Result<(), CudaError> {
+    assert_eq!((sums.len(), a.len(), b.len() % width), (width * width, b.len(), 0), "shapes of sums, a and b");
+    let (n, k) = (size(width, "columns")?, size(b.len() / width, "rows")?);
+    let stream = device.stream();
+    let ((a, _a), (b, _b), (sums, _sums)) = (a.device_ptr(stream), b.device_ptr(stream), sums.device_ptr_mut(stream));
+    let one = 1.0f32;
+    // SAFETY: as for `product`.
+    unsafe {
+        result::sgemm(
+            *device.blas().handle(),
+            sys::cublasOperation_t::CUBLAS_OP_N,
+            sys::cublasOperation_t::CUBLAS_OP_T,
+            n,
+            n,
+            k,
+            &raw const one,
+            b as *const f32,
+            n,
+            a as *const f32,
+            n,
+            &raw const one,
+            sums as *mut f32,
+            n,
+        )
+    }?;
+    Ok(())
+}

@@ -2,7 +2,7 @@
 //! `attention.cu`.
 
 use super::{
-    Buffer, CudaError, Device,
+    Buffer, CudaError, Device, View, ViewMut,
     blas::{Right, product},
     device::{MOST_BLOCKS, THREADS, grid},
     sources::{ACTIVATION, ATTENTION, NORM, ROPE},
@@ -16,7 +16,7 @@ const NORM_THREADS: u32 = 256;
 const QUERIES: usize = 16;
 const SHARING: u32 = 16;
 /// The widest head that the attention kernel has room for.
-const MOST_WIDTH: usize = 256;
+pub const MOST_HEAD_WIDTH: usize = 256;
 
 /// `Shape` of `attention.cu`.
 #[repr(C)]
@@ -83,7 +83,7 @@ impl Device {
     /// Turns `x` (`[tokens, heads * head_width]`) in place, row `t` by position `first + t`, as [`RopeTable::apply`].
     pub fn rotate(
         &self,
-        x: &mut Buffer<f32>,
+        x: &mut ViewMut<'_, f32>,
         rope: &DeviceRope,
         heads: usize,
         head_width: usize,
@@ -123,30 +123,29 @@ impl Device {
         Ok(())
     }
 
-    /// Causal attention as [`Attention::causal`]: `q` is `[queries, heads * head_width]`, `k` and `v` `[tokens, kv_heads *
-    /// head_width]`, the queries those of the last tokens.
+    /// Causal attention as [`Attention::causal`]: `q` and `out` are `[queries, heads * head_width]`, `k` and `v` `[tokens,
+    /// kv_heads * head_width]`, the queries those of the last tokens.
     ///
     /// # Errors
-    /// A head wider than 256.
+    /// A head wider than [`MOST_HEAD_WIDTH`].
     pub fn attend(
         &self,
         attention: &Attention,
-        q: &Buffer<f32>,
-        k: &Buffer<f32>,
-        v: &Buffer<f32>,
-    ) -> Result<Buffer<f32>, CudaError> {
+        [q, k, v]: [&View<'_, f32>; 3],
+        out: &mut ViewMut<'_, f32>,
+    ) -> Result<(), CudaError> {
         let &Attention { heads, kv_heads, head_width, scale, window } = attention;
-        if head_width > MOST_WIDTH || heads > MOST_BLOCKS {
-            let what = format!("{heads} heads of width {head_width}: at most {MOST_WIDTH} numbers wide are possible");
+        if head_width > MOST_HEAD_WIDTH || heads > MOST_BLOCKS {
+            let what =
+                format!("{heads} heads of width {head_width}: at most {MOST_HEAD_WIDTH} numbers wide are possible");
             return Err(CudaError::Shape { what });
         }
         let (queries, tokens) = (q.len() / (heads * head_width), k.len() / (kv_heads * head_width));
-        let sizes = (queries * heads * head_width, tokens * kv_heads * head_width, k.len());
-        assert_eq!((q.len(), k.len(), v.len()), sizes, "shapes of q, k and v");
+        let sizes = (queries * heads * head_width, tokens * kv_heads * head_width, k.len(), q.len());
+        assert_eq!((q.len(), k.len(), v.len(), out.len()), sizes, "shapes of q, k, v and out");
         assert!(queries <= tokens && heads.is_multiple_of(kv_heads), "{queries} queries of {tokens} tokens");
-        let mut out = self.room(q.len(), "attention")?;
         if queries == 0 {
-            return Ok(out);
+            return Ok(());
         }
         let kernel = self.kernel(&ATTENTION, "attend")?;
         let [query_count, tokens, head_count, kv_heads, width] =
@@ -154,10 +153,10 @@ impl Device {
         let window = window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX));
         let shape = Shape { queries: query_count, tokens, heads: head_count, kv_heads, width, window, scale };
         let mut launch = self.stream().launch_builder(&kernel);
-        launch.arg(q).arg(k).arg(v).arg(&shape).arg(&mut out);
+        launch.arg(q).arg(k).arg(v).arg(&shape).arg(out);
         // SAFETY: arguments as the kernel declares them; all sizes were checked above, a head fits the kernel's tiles, and
         // queries and keys beyond the last are left alone.
         unsafe { launch.launch(grid([queries.div_ceil(QUERIES), heads], [QUERIES as u32 * SHARING, 1])) }?;
-        Ok(out)
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! A device, opened: [`Device`].
 
-use super::{Buffer, CudaError, compiler::Compiler, sources::Source};
+use super::{Buffer, CudaError, compiler::Compiler, copies::Copies, sources::Source};
 use cudarc::{
     cublas::{self, CudaBlas},
     driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, ValidAsZeroBits, sys},
@@ -19,7 +19,8 @@ pub fn present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
-/// A graphics processor with what has been compiled for it. Work is done in the order in which it is asked for.
+/// A graphics processor with what has been compiled for it. Work is done in the order in which it is asked for; copies that
+/// are made beside it come before what uses them.
 #[derive(Debug)]
 pub struct Device {
     name: String,
@@ -29,6 +30,8 @@ pub struct Device {
     compiler: Compiler,
     blas: CudaBlas,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
+    /// Made when first needed.
+    copies: Mutex<Option<Copies>>,
 }
 
 impl Device {
@@ -58,7 +61,8 @@ impl Device {
         }
         let stream = context.default_stream();
         let blas = CudaBlas::new(stream.clone())?;
-        Ok(Self { name, architecture, context, stream, compiler, blas, modules: Mutex::default() })
+        let (modules, copies) = (Mutex::default(), Mutex::default());
+        Ok(Self { name, architecture, context, stream, compiler, blas, modules, copies })
     }
 
     /// How many devices there are.
@@ -98,6 +102,9 @@ impl Device {
         if needed > free {
             // What was given back counts as free only once the device has come to it.
             self.synchronize()?;
+            if let Ok(copies) = self.copies.try_lock() {
+                copies.as_ref().map_or(Ok(()), Copies::synchronize)?;
+            }
             (free, total) = self.memory()?;
         }
         if needed > free {
@@ -115,6 +122,18 @@ impl Device {
     /// Copies numbers back, when everything asked for before is done.
     pub fn download<T: DeviceRepr>(&self, numbers: &Buffer<T>) -> Result<Vec<T>, CudaError> {
         Ok(self.stream.clone_dtoh(numbers)?)
+    }
+
+    /// Copies numbers back into `out`, which is as long, when everything asked for before is done.
+    pub fn download_into<T: DeviceRepr>(&self, numbers: &Buffer<T>, out: &mut [T]) -> Result<(), CudaError> {
+        assert_eq!(numbers.len(), out.len(), "room for what is copied back");
+        Ok(self.stream.memcpy_dtoh(numbers, out)?)
+    }
+
+    /// The same numbers once more.
+    pub fn duplicate<T: DeviceRepr>(&self, numbers: &Buffer<T>) -> Result<Buffer<T>, CudaError> {
+        self.require(numbers.num_bytes(), "a copy")?;
+        Ok(self.stream.clone_dtod(numbers)?)
     }
 
     /// `count` zeros on the device.
@@ -142,6 +161,14 @@ impl Device {
 
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    pub(super) fn copies(&self) -> &Mutex<Option<Copies>> {
+        &self.copies
     }
 
     pub(super) fn blas(&self) -> &CudaBlas {

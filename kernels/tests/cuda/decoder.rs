@@ -5,6 +5,8 @@ use kernels::{
     Compute,
     activation::{self, Activation},
     attention::Attention,
+    cuda::{Device, DeviceSide},
+    divergence::{Side, Window, divergence},
     log_probability, norm,
     rope::RopeTable,
 };
@@ -40,7 +42,7 @@ fn rotations() {
         let mut expected = random(tokens * heads * head_width, 3);
         let mut x = device.upload(&expected).unwrap();
         table.apply(&mut expected, heads, head_width, 40);
-        device.rotate(&mut x, &device.upload_rope(&table).unwrap(), heads, head_width, 40).unwrap();
+        device.rotate(&mut x.as_view_mut(), &device.upload_rope(&table).unwrap(), heads, head_width, 40).unwrap();
         assert_eq!(device.download(&x).unwrap(), expected, "{heads} heads of {head_width}");
     }
 }
@@ -75,8 +77,7 @@ fn attention() {
                 let (k, v) = (random(kv, 2), random(kv, 3));
                 let mut expected = vec![0.0; q.len()];
                 attention.causal(Compute::F32, &q, &k, &v, &mut expected);
-                let [q, k, v] = [q, k, v].map(|x| device.upload(&x).unwrap());
-                let got = device.download(&device.attend(&attention, &q, &k, &v).unwrap()).unwrap();
+                let got = attend(device, &attention, [&q, &k, &v]);
                 let d = head_width as f64;
                 let bound = 2f64.powi(-23) * (2.0 * (d + 2.0) * f64::from(scale) * d + tokens as f64 + 8.0);
                 for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
@@ -87,8 +88,16 @@ fn attention() {
         }
     }
     let wide = Attention { heads: 1, kv_heads: 1, head_width: 257, scale: 1.0, window: None };
-    let x = device.zeros(257).unwrap();
-    assert!(device.attend(&wide, &x, &x, &x).unwrap_err().to_string().contains("257"));
+    let (x, mut out) = (device.zeros(257).unwrap(), device.zeros(257).unwrap());
+    let refused = device.attend(&wide, [&x.as_view(), &x.as_view(), &x.as_view()], &mut out.as_view_mut());
+    assert!(refused.unwrap_err().to_string().contains("257"));
+}
+
+fn attend(device: &Device, attention: &Attention, operands: [&[f32]; 3]) -> Vec<f32> {
+    let [q, k, v] = operands.map(|x| device.upload(x).unwrap());
+    let mut out = device.zeros(q.len()).unwrap();
+    device.attend(attention, [&q.as_view(), &k.as_view(), &v.as_view()], &mut out.as_view_mut()).unwrap();
+    device.download(&out).unwrap()
 }
 
 /// Scores far apart and large: nothing overflows.
@@ -96,9 +105,8 @@ fn attention() {
 fn attention_with_large_scores() {
     let Some(device) = device() else { return };
     let attention = Attention { heads: 2, kv_heads: 1, head_width: 8, scale: 300.0, window: None };
-    let [q, k, v] =
-        [(70 * 16, 1), (70 * 8, 2), (70 * 8, 3)].map(|(count, seed)| device.upload(&random(count, seed)).unwrap());
-    let out = device.download(&device.attend(&attention, &q, &k, &v).unwrap()).unwrap();
+    let [q, k, v] = [(70 * 16, 1), (70 * 8, 2), (70 * 8, 3)].map(|(count, seed)| random(count, seed));
+    let out = attend(device, &attention, [&q, &k, &v]);
     assert!(out.iter().all(|v| v.abs() <= 1.0 + 1e-5));
 }
 
@@ -119,5 +127,86 @@ fn log_likelihoods() {
             assert!((got - expected).abs() <= 6e-6, "{rows} x {vocabulary}: {got} {expected}");
         }
         assert_eq!(got.len(), rows);
+    }
+}
+
+/// The same operations, one to a number: equal to the bit.
+#[test]
+fn sums_with_biases_and_residuals_and_columns_taken_apart() {
+    let Some(device) = device() else { return };
+    for (rows, width) in [(0, 3), (1, 1), (5, 77), (300, 129)] {
+        let (x, y, bias) = (random(rows * width, 1), random(rows * width, 2), random(width, 3));
+        let [y_there, bias_there] = [&y, &bias].map(|numbers| device.upload(numbers).unwrap());
+        let mut there = device.upload(&x).unwrap();
+        device.add(&mut there, &y_there).unwrap();
+        device.add_bias(&mut there, &bias_there).unwrap();
+        let expected: Vec<f32> = x.iter().zip(&y).enumerate().map(|(at, (x, y))| x + y + bias[at % width]).collect();
+        assert_eq!(device.download(&there).unwrap(), expected, "{rows} x {width}");
+        for (first, columns) in [(0, width), (width / 2, width - width / 2), (width - 1, 1)] {
+            let taken = device.download(&device.take_columns(&there, width, first, columns).unwrap()).unwrap();
+            let expected: Vec<f32> =
+                expected.chunks_exact(width).flat_map(|row| &row[first..first + columns]).copied().collect();
+            assert_eq!(taken, expected, "{columns} of {width} from {first}");
+        }
+    }
+}
+
+/// A logit errs by at most `width` units of the sum of its terms' sizes on either side; the divergence moves by at most
+/// twice the largest error, a likelihood too. Equal models diverge by exactly nothing.
+#[test]
+fn divergences() {
+    let Some(device) = device() else { return };
+    for (rows, vocabulary, widths, spread) in [
+        (1, 1, [1, 1], 1.0),
+        (3, 10, [4, 4], 1.0),
+        (2, 8200, [16, 24], 3.0),
+        (40, 300, [33, 17], 1.0),
+        (2, 3000, [64, 64], 20.0),
+        (0, 7, [3, 3], 1.0),
+    ] {
+        let x = widths.map(|width| random(rows * width, 1).iter().map(|v| v * spread).collect::<Vec<f32>>());
+        let mut heads = widths.map(|width| random(vocabulary * width, width as u64));
+        // The largest logits come late, so that sums are rescaled.
+        for (head, width) in heads.iter_mut().zip(widths) {
+            head[vocabulary * 3 / 4 * width..].iter_mut().for_each(|weight| *weight *= 1.5);
+        }
+        let side = |at: usize| Side { head: &heads[at], width: widths[at], compute: Compute::F32 };
+        let targets: Vec<u32> = (0..rows).map(|row| ((row * 7919 + vocabulary - 1) % vocabulary) as u32).collect();
+        let window = Window { baseline: &x[0], model: &x[1], targets: &targets };
+        let expected = divergence(side(0), side(1), &[window]).remove(0);
+        let there = [0, 1].map(|at| [&x[at], &heads[at]].map(|numbers| device.upload(numbers).unwrap()));
+        let side = |at: usize| DeviceSide { x: &there[at][0], head: &there[at][1], width: widths[at] };
+        let got = device.divergence(side(0), side(1), &targets).unwrap();
+        assert_eq!(got.len(), rows);
+        let width = widths[0].max(widths[1]) as f64;
+        let bound = 2f64.powi(-24) * 8.0 * width * width * f64::from(spread) + 1e-12;
+        for (got, expected) in got.iter().zip(&expected) {
+            let error = [got.kl - expected.kl, got.baseline - expected.baseline, got.model - expected.model];
+            assert!(error.iter().all(|e| e.abs() <= bound), "{got:?} {expected:?} {bound}");
+            assert!(got.same_top == expected.same_top, "{got:?} {expected:?}");
+        }
+        assert!(device.divergence(side(0), side(0), &targets).unwrap().iter().all(|at| at.kl == 0.0 && at.same_top));
+    }
+}
+
+/// Of equal logits the first is preferred, wherever the tiles and the threads' shares end.
+#[test]
+fn the_first_of_equal_logits_is_preferred() {
+    let Some(device) = device() else { return };
+    for (first, second) in [(5, 8195), (7, 8), (255, 256), (0, 300)] {
+        let head = |places: &[usize]| {
+            let mut head = vec![0.0f32; 8200];
+            for place in places {
+                head[*place] = 1.0;
+            }
+            device.upload(&head).unwrap()
+        };
+        let (x, both, one, other) =
+            (device.upload(&[1.0f32]).unwrap(), head(&[first, second]), head(&[first]), head(&[second]));
+        let same = |a, b| {
+            let [a, b] = [a, b].map(|head| DeviceSide { x: &x, head, width: 1 });
+            device.divergence(a, b, &[0]).unwrap()[0].same_top
+        };
+        assert!(same(&both, &one) && same(&one, &both) && !same(&both, &other), "{first} and {second}");
     }
 }

@@ -40,3 +40,19 @@ fn numbers_come_back_as_they_went() {
     assert_eq!(device.download(&device.zeros::<u32>(3).unwrap()).unwrap(), [0; 3]);
     assert_eq!(device.download(&device.upload::<u32>(&[]).unwrap()).unwrap(), [0u32; 0]);
 }
+
+/// More pieces than there are, so that each is filled again while copies of others are under way.
+#[test]
+fn copies_beside_the_work_are_there_when_they_are_used() {
+    let Some(device) = device() else { return };
+    let numbers: Vec<f32> = (0..(11 << 20)).map(|number| number as f32).collect();
+    let long = device.upload_beside(&numbers).unwrap();
+    let short = device.upload_beside(&[1.0, -2.0]).unwrap();
+    let mut sum = device.upload(&[0.5f32, 0.25]).unwrap();
+    device.add(&mut sum, &short).unwrap();
+    assert_eq!(device.download(&sum).unwrap(), [1.5, -1.75]);
+    assert!(device.download(&device.duplicate(&long).unwrap()).unwrap() == numbers);
+    drop(device.upload_beside(&numbers[..5]).unwrap());
+    let (free, total) = device.memory().unwrap();
+    assert!(free <= total);
+}

@@ -3,6 +3,8 @@
 //! Runs on device 0 of whatever driver is loaded: a real one, or the stand-in of `tests/cuda-standin`. Without a driver
 //! every test says loudly that it is skipped; with `CALIPER_CUDA_REQUIRED` set it fails instead.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic like the tests")]
+
 mod decoder;
 mod device;
 mod packing;

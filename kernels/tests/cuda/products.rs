@@ -4,7 +4,11 @@ use crate::{
     device, random,
     solvers::{spec, weights},
 };
-use kernels::{QuantSpec, ScaleSearch, block_solve, cuda::PackedWeight};
+use kernels::{
+    QuantSpec, ScaleSearch, block_solve,
+    cuda::{PackedWeight, Sums},
+    moments,
+};
 
 /// Half a unit of float32's last place.
 const UNIT: f64 = f64::EPSILON * 268_435_456.0; // 2^-24
@@ -33,6 +37,43 @@ fn gram_matrices_agree_with_the_triple_loop() {
                 }
             }
         }
+    }
+}
+
+/// Gram matrix and drift within the bound of their sums in any order; what is summed in float64 is summed in the CPU's order.
+#[test]
+fn an_inputs_sums_agree_with_their_formulas() {
+    let Some(device) = device() else { return };
+    for (width, rows, divided) in [(1, 1, false), (7, 0, false), (33, 64, true), (130, 9, true), (5, 700, false)] {
+        let (x, original) = (random(rows * width, 1), random(rows * width, 2));
+        let divisors: Option<Vec<f32>> = divided.then(|| random(width, 3).iter().map(|f| 1.5 + f).collect());
+        let mut sums = Sums::new(device, width).unwrap();
+        let (mut absolute, mut square) = (vec![0.0; width], vec![0.0; width]);
+        let half = rows / 2 * width;
+        for part in [0..half, half..x.len()] {
+            let there = device.upload(&x[part.clone()]).unwrap();
+            sums.add(device, &there).unwrap();
+            let original = device.upload(&original[part.clone()]).unwrap();
+            sums.add_drift(device, &there, &original, divisors.as_deref()).unwrap();
+            moments::accumulate(&mut absolute, &mut square, &x[part]);
+        }
+        let totals = sums.finish(device).unwrap();
+        assert_eq!((totals.rows, &totals.absolute, &totals.square), (rows, &absolute, &square));
+        let by = |at: usize| divisors.as_ref().map_or(1.0, |divisors| divisors[at % width]);
+        let d: Vec<f32> = original.iter().zip(&x).enumerate().map(|(at, (o, x))| o / by(at) - x).collect();
+        check_sums(&totals.gram, [&x, &x], width);
+        check_sums(&totals.drift.unwrap(), [&d, &x], width);
+    }
+}
+
+/// `sums = aᵀ b` within what float32 sums of its terms may err.
+fn check_sums(sums: &[f32], [a, b]: [&[f32]; 2], width: usize) {
+    for (at, got) in sums.iter().enumerate() {
+        let rows = a.chunks_exact(width).zip(b.chunks_exact(width));
+        let terms = rows.map(|(a, b)| f64::from(a[at / width]) * f64::from(b[at % width]));
+        let (sum, magnitude) = terms.fold((0.0, 0.0), |(sum, all), term| (sum + term, all + term.abs()));
+        let bound = UNIT * ((a.len() / width) as f64 + 1.0) * magnitude;
+        assert!((f64::from(*got) - sum).abs() <= bound, "width {width} at {at}: {got} {sum}");
     }
 }
 
