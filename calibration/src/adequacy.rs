@@ -137,7 +137,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn statistics(rows: &[f32], width: usize) -> LayerStatistics {
-        let mut accumulator = Accumulator::new(width);
+        let mut accumulator = Accumulator::new(width, kernels::Compute::F32);
         accumulator.add(rows);
         accumulator.finish()
     }

@@ -328,7 +328,7 @@ impl<'a> Walk<'a> {
         let head = self.checkpoint.head()?;
         let width = self.checkpoint.config.hidden_size;
         self.settle()?;
-        let mut accumulator = Accumulator::new(width);
+        let mut accumulator = Accumulator::new(width, self.checkpoint.compute);
         let mut beside = self.original.as_ref().map(|stream| stream.hidden.batches(width));
         for rows in self.stream.hidden.batches(width) {
             let original = beside.as_mut().and_then(Iterator::next).map(|rows| head.normed(rows));
@@ -497,7 +497,7 @@ impl<'a> Walk<'a> {
         divisors: Option<&Vec<f32>>,
     ) -> Result<LayerStatistics, CalibrationError> {
         let width = block.input_width(stage);
-        let mut accumulator = Accumulator::new(width);
+        let mut accumulator = Accumulator::new(width, self.checkpoint.compute);
         let Self { stream, original, seconds, .. } = self;
         clocked(&mut seconds.capture, || {
             let mut beside = original.as_ref().map(|stream| stream.inputs(width));
@@ -523,7 +523,8 @@ impl<'a> Walk<'a> {
         if self.processor.is_some() {
             return self.capture_all_on_device(block, &stages, keep, compare);
         }
-        let mut accumulators: Vec<_> = stages.iter().map(|stage| Accumulator::new(block.input_width(*stage))).collect();
+        let mut accumulators: Vec<_> =
+            stages.iter().map(|stage| Accumulator::new(block.input_width(*stage), self.checkpoint.compute)).collect();
         let Self { layout, stream, original, seconds, .. } = self;
         let in_flight = rayon::current_num_threads();
         let flight = |slots, keep| Flight::new(slots, keep, in_flight, stages.len());

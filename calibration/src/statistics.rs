@@ -12,6 +12,7 @@
 //! and a mixture of domains is their weighted sum ([`LayerStatistics::mixture`]).
 
 use crate::CalibrationError;
+use kernels::Compute;
 use rayon::prelude::*;
 
 /// Statistics of the input `x` (`[tokens, width]`) of the linears that share it.
@@ -123,21 +124,24 @@ impl LayerStatistics {
 }
 
 /// Sums up the rows of an input; the Gram matrix has only its lower triangle until [`Accumulator::finish`].
-pub struct Accumulator(LayerStatistics);
+pub struct Accumulator {
+    sums: LayerStatistics,
+    compute: Compute,
+}
 
 impl Accumulator {
-    /// Sums for an input of `width` columns.
-    pub fn new(width: usize) -> Self {
-        Self(LayerStatistics::empty(width))
+    /// Sums for an input of `width` columns; `compute` is how the Gram matrix's products are taken.
+    pub fn new(width: usize, compute: Compute) -> Self {
+        Self { sums: LayerStatistics::empty(width), compute }
     }
 
     /// Adds rows `x` (`[rows, width]`). Uses the current thread pool; the result doesn't depend on its size, but, by the
     /// rounding of float32, on how rows are cut into calls.
     pub fn add(&mut self, x: &[f32]) {
-        let sums = &mut self.0;
+        let sums = &mut self.sums;
         let width = sums.width;
         sums.tokens += x.len() / width;
-        kernels::gram::accumulate(&mut sums.gram, x, width);
+        kernels::gram::accumulate_by(self.compute, &mut sums.gram, x, width);
         kernels::moments::accumulate(&mut sums.sum_absolute, &mut sums.sum_square, x);
     }
 
@@ -146,7 +150,7 @@ impl Accumulator {
     pub fn add_compared(&mut self, x: &[f32], original: Option<&[f32]>, divisors: Option<&[f32]>) {
         self.add(x);
         let Some(original) = original else { return };
-        let width = self.0.width;
+        let width = self.sums.width;
         let mut d = original.to_vec();
         d.par_chunks_mut(width).zip(x.par_chunks(width)).for_each(|(d, x)| {
             if let Some(divisors) = divisors {
@@ -154,14 +158,14 @@ impl Accumulator {
             }
             d.iter_mut().zip(x).for_each(|(d, x)| *d -= x);
         });
-        let drift = self.0.drift.get_or_insert_with(|| vec![0.0; width * width]);
+        let drift = self.sums.drift.get_or_insert_with(|| vec![0.0; width * width]);
         kernels::drift::accumulate(drift, &d, x, width);
     }
 
     /// The statistics of all rows added.
     pub fn finish(mut self) -> LayerStatistics {
-        kernels::gram::mirror(&mut self.0.gram, self.0.width);
-        self.0
+        kernels::gram::mirror(&mut self.sums.gram, self.sums.width);
+        self.sums
     }
 }
 
@@ -171,7 +175,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn captured(rows: &[f32], width: usize) -> LayerStatistics {
-        let mut accumulator = Accumulator::new(width);
+        let mut accumulator = Accumulator::new(width, Compute::F32);
         accumulator.add(rows);
         accumulator.finish()
     }
@@ -259,7 +263,7 @@ mod tests {
     fn the_drift_of_an_input_is_summed_merged_and_divided_like_its_gram_matrix() {
         let (x, original) = ([1.0, 2.0, -3.0, 4.0], [1.5, 2.0, -2.0, 8.0]);
         let captured = |rows: std::ops::Range<usize>, divisors: Option<&[f32]>| {
-            let mut accumulator = Accumulator::new(2);
+            let mut accumulator = Accumulator::new(2, Compute::F32);
             accumulator.add_compared(&x[rows.clone()], Some(&original[rows]), divisors);
             accumulator.finish()
         };
@@ -272,7 +276,7 @@ mod tests {
         whole.divide_columns(&[2.0, 0.5]);
         assert_eq!(whole.drift.as_deref().unwrap(), [-2.5 / 4.0, 5.0, -12.0, 64.0]);
         // The same when rows that were divided meet the original's that were not: x / 2 and x · 2, d = (0.75 − x/2 ..).
-        let mut accumulator = Accumulator::new(2);
+        let mut accumulator = Accumulator::new(2, Compute::F32);
         accumulator.add_compared(&[0.5, 4.0, -1.5, 8.0], Some(&original), Some(&[2.0, 0.5]));
         assert_eq!(accumulator.finish(), whole);
         let mut overflown = captured(0..4, None);

@@ -114,7 +114,7 @@ mod tests {
     use crate::statistics::Accumulator;
 
     fn example(width: usize) -> LayerStatistics {
-        let mut accumulator = Accumulator::new(width);
+        let mut accumulator = Accumulator::new(width, kernels::Compute::F32);
         accumulator.add(&(0..3 * width).map(|i| (i as f32).sin()).collect::<Vec<_>>());
         accumulator.finish()
     }

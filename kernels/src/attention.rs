@@ -203,8 +203,8 @@ mod tests {
         }
     }
 
-    /// A score of split numbers errs by another `3/4 2^-16 scale sum |q k|`, of rounded ones by `2^-8` of it, which shifts a
-    /// weight by as much relatively; weights and values are split or rounded too.
+    /// A score of split numbers errs by `2^-16 scale sum |q k|` or less (thrice that at the very worst), of rounded ones by
+    /// `2^-8` of it, which shifts a weight by as much relatively; weights and values are split or rounded too.
     #[test]
     fn other_arithmetic_agrees_as_well_as_it_can() {
         for (compute, unit) in [(Compute::Bf16x3, 2f64.powi(-16)), (Compute::Bf16, 2f64.powi(-8))] {

@@ -3,12 +3,13 @@
 //! | name | operands | error of a product, beside that of the float32 sum |
 //! |---|---|---|
 //! | `f32` | float32 | none |
-//! | `bf16x3` | each split into two bfloat16 numbers; three of the four products | 2^-16 of `sum \|x w\|` |
-//! | `bf16` | rounded to bfloat16 | 2^-8 of `sum \|x w\|` |
+//! | `bf16x3` | each split into two bfloat16 numbers; three of the four products | 3 · 2^-16 of `sum \|x w\|` |
+//! | `bf16` | rounded to bfloat16 | 2^-7 of `sum \|x w\|` |
 //!
 //! Sums are float32 in all of them. Attention's two products go the same way where the processor has bfloat16 products.
-//! Norms, softmax, Gram matrices and solvers are float32 always, and so are products of up to [`gemm::FEW_ROWS`] rows, where
-//! the weight's way from memory takes the time.
+//! Gram matrices are of split numbers by either, where the processor has tiles for them, else float32
+//! ([`crate::gram::accumulate_by`]). Norms, softmax and solvers are float32 always, and so are products of up to
+//! [`gemm::FEW_ROWS`] rows, where the weight's way from memory takes the time.
 
 use crate::{bfloat16, gemm};
 use serde::{Deserialize, Serialize};

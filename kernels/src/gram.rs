@@ -1,9 +1,14 @@
-//! Gram accumulation `G += XᵀX`, of which GPTQ's Hessian is a multiple.
+//! Gram accumulation `G += XᵀX`, of which GPTQ's Hessian is a multiple; in float32, or in split bfloat16 numbers where there
+//! are tiles for them ([`accumulate_by`]).
 //!
 //! The lower triangle is cut into panels of [`PANEL`] rows; a panel is one rectangular product left of its diagonal tile
 //! and one square product for the tile itself. Panels are fixed by the width alone and each is summed on one thread.
 
-use crate::gemm::{Old, Strided, StridedMut, product};
+use crate::{
+    Compute,
+    bfloat16::{Packed, Unit},
+    gemm::{Old, Strided, StridedMut, product},
+};
 use rayon::prelude::*;
 
 /// Rows of the Gram matrix that one task computes: measured the fastest of 64, 96, 128, 192 and 256. (Narrower panels
@@ -18,6 +23,68 @@ pub fn accumulate(gram: &mut [f32], x: &[f32], width: usize) {
     // The last panels are the longest: started first, they leave the short ones to even out the threads.
     panels.reverse();
     panels.into_par_iter().with_max_len(1).for_each(|(index, panel)| accumulate_panel(panel, x, width, index * PANEL));
+}
+
+/// Rows of `x` that are split at a time: what bounds the memory for it.
+const SPLIT_ROWS: usize = 1024;
+
+/// [`accumulate`] by the arithmetic of `compute`: where its operands are bfloat16 and the processor has tiles, each number
+/// enters as the sum of two bfloat16 numbers, and of four products the smallest is left out, so that an entry errs by
+/// `3 · 2^-16 sum |x[i] x[j]|` at most beside the rounding of sums. One bfloat16 number alone would be too rough for a Hessian.
+pub fn accumulate_by(compute: Compute, gram: &mut [f32], x: &[f32], width: usize) {
+    match compute.split() {
+        Some((_, unit @ Unit::Amx)) => {
+            assert_eq!((gram.len(), x.len() % width), (width * width, 0), "shapes of gram and x");
+            x.chunks(SPLIT_ROWS * width).for_each(|x| accumulate_split(gram, x, width, unit));
+        }
+        _ => accumulate(gram, x, width),
+    }
+}
+
+/// Columns of `x` as rows, and the same as a packed operand.
+struct Columns {
+    transposed: Vec<f32>,
+    packed: Packed,
+}
+
+fn accumulate_split(gram: &mut [f32], x: &[f32], width: usize, unit: Unit) {
+    let tokens = x.len() / width;
+    let firsts: Vec<usize> = (0..width).step_by(PANEL).collect();
+    let columns = firsts.into_par_iter().with_max_len(1).map(|first| {
+        let transposed = transposed(x, width, first, PANEL.min(width - first));
+        Columns { packed: Packed::new(&transposed, tokens, true, unit), transposed }
+    });
+    let columns: Vec<Columns> = columns.collect();
+    let mut panels: Vec<_> = gram.chunks_mut(PANEL * width).zip(1..).collect();
+    panels.reverse();
+    panels.into_par_iter().with_max_len(1).for_each(|(panel, count)| {
+        let (rows, left) = (panel.len() / width, width.min(count * PANEL));
+        let mut sums = vec![0.0; rows * left];
+        let packed: Vec<&Packed> = columns[..count].iter().map(|columns| &columns.packed).collect();
+        Packed::multiply_each(&packed, rows, &columns[count - 1].transposed, (&mut sums, left));
+        for (i, (row, sums)) in panel.chunks_exact_mut(width).zip(sums.chunks_exact(left)).enumerate() {
+            for (gram, sum) in row[..=(count - 1) * PANEL + i].iter_mut().zip(sums) {
+                *gram += sum;
+            }
+        }
+    });
+}
+
+/// `count` columns of `x`, from `first` on, as rows.
+fn transposed(x: &[f32], width: usize, first: usize, count: usize) -> Vec<f32> {
+    /// Rows of `x` at a time: their pieces of a panel stay in the first-level cache.
+    const BLOCK: usize = 16;
+    let tokens = x.len() / width;
+    let mut out = vec![0.0; count * tokens];
+    for (block, x) in x.chunks(BLOCK * width).enumerate() {
+        for (column, out) in out.chunks_exact_mut(tokens).enumerate() {
+            let values = x.iter().skip(first + column).step_by(width);
+            for (out, value) in out[block * BLOCK..].iter_mut().zip(values) {
+                *out = *value;
+            }
+        }
+    }
+    out
 }
 
 /// Adds to the rows from `first` on: `panel` is `[rows of the panel, width]`.
@@ -111,15 +178,50 @@ mod tests {
     fn threads_do_not_matter() {
         let width = 500;
         let x = random(300 * width, 9);
-        let run = |threads| {
-            with_threads(threads, || {
-                let mut gram = vec![0.0; width * width];
-                accumulate(&mut gram, &x, width);
-                gram
-            })
-        };
-        assert_eq!(run(1), run(2));
-        assert_eq!(run(1), run(5));
+        for compute in [Compute::F32, Compute::Bf16x3] {
+            let run = |threads| {
+                with_threads(threads, || {
+                    let mut gram = vec![0.0; width * width];
+                    accumulate_by(compute, &mut gram, &x, width);
+                    gram
+                })
+            };
+            assert_eq!(run(1), run(2));
+            assert_eq!(run(1), run(5));
+        }
+    }
+
+    /// Both units, whatever is chosen on this processor.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn split_numbers_agree_with_the_triple_loop() {
+        let Some(best) = crate::bfloat16::unit() else { return };
+        for (width, rows) in [(1, 1), (2, 5), (31, 64), (191, 3), (193, 41), (400, 100), (5, 3000)] {
+            let mut x = random(rows * width, (width * 1000 + rows) as u64);
+            x.iter_mut().step_by(7).for_each(|value| *value *= 1e3);
+            let start = random(width * width, 3);
+            let (sums, magnitudes) = reference(&x, width);
+            for unit in [Unit::Avx512, best] {
+                let mut gram = start.clone();
+                accumulate_split(&mut gram, &x, width, unit);
+                for at in 0..width * width {
+                    let (i, j) = (at / width, at % width);
+                    if j > i {
+                        assert_eq!(gram[at], start[at], "above the diagonal, width {width} at {i},{j}");
+                        continue;
+                    }
+                    let rounding = 2f64.powi(-24) * (3 * rows + 4) as f64;
+                    let bound = (3.0 * 2f64.powi(-16) + rounding) * (magnitudes[at] + f64::from(start[at].abs()));
+                    let error = (f64::from(gram[at]) - f64::from(start[at]) - sums[at]).abs();
+                    assert!(error <= bound, "{unit:?} width {width} rows {rows} at {i},{j}: {error} > {bound}");
+                }
+            }
+        }
+        let (mut by, mut alone) = (vec![0.0; 40 * 40], vec![0.0; 40 * 40]);
+        let x = random(2500 * 40, 8);
+        accumulate_by(Compute::F32, &mut by, &x, 40);
+        accumulate(&mut alone, &x, 40);
+        assert_eq!(by, alone);
     }
 
     #[test]

@@ -184,7 +184,7 @@ struct Weights {
     /// Whether the modules of a layer are quantized one after the other or all at once
     #[arg(long, value_enum, default_value_t = SequenceName::Module)]
     sequence: SequenceName,
-    /// Arithmetic of the decoder's dense products; Gram matrices and solvers are float32 always
+    /// Arithmetic of the decoder's dense products; solvers are float32 always
     #[arg(long, value_enum, default_value_t = ComputeName::F32)]
     compute: ComputeName,
     /// Other bits or group size for the modules that a glob matches

@@ -14,6 +14,7 @@ use crate::{
     opened::{Given, Opened, PreparedText},
     places,
     questions::Questions,
+    speed,
     store::{Answered, Diverged, Line},
 };
 use evaluate::{
@@ -57,7 +58,7 @@ impl Walked {
         let (mut keys, mut windows, mut bytes) = (Vec::new(), Vec::new(), 0);
         for text in texts {
             let key = &text.record.windows_sha256;
-            let Given::Text(prepared) = &text.given else { continue };
+            let Some(prepared) = text.text().filter(|_| !text.measure.is_timed()) else { continue };
             let more = States::bytes(checkpoint, &prepared.windows);
             if !keys.contains(key) && bytes + more <= DEFAULT_MEMORY {
                 keys.push(key.clone());
@@ -95,6 +96,10 @@ impl<'a> Evaluator<'a> {
         let started = Instant::now();
         match (&text.given, text.measure) {
             (Given::Task(questions), _) => answered(line, checkpoint, questions, started),
+            (Given::Text(prepared), measure) if measure.is_timed() => {
+                let timed = speed::timed(measure, checkpoint, prepared)?;
+                Ok(Line { blocks: timed.blocks(), timed: Some(timed), ..line })
+            }
             (Given::Text(prepared), Measure::Divergence) => {
                 self.diverged(line, checkpoint, text, prepared, walked, started)
             }

@@ -4,6 +4,7 @@ use crate::{
     StudyError,
     plan::{Plan, PlannedCell},
     settings::AXES,
+    speed::Timed,
     store::{Contents, Line},
 };
 use parquet::{
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 /// Columns before and after those of the settings ([`AXES`]); see the README of this crate for what they hold.
 const BEFORE: [&str; 2] = ["cell", "configuration"];
-const AFTER: [&str; 27] = [
+const AFTER: [&str; 28] = [
     "evaluation",
     "measure",
     "protocol",
@@ -36,6 +37,7 @@ const AFTER: [&str; 27] = [
     "same_top",
     "score",
     "baseline_score",
+    "tokens_per_second",
     "tokens_scored",
     "windows",
     "bits_per_weight",
@@ -95,6 +97,7 @@ fn row(plan: &Plan, contents: &Contents, cell: &PlannedCell, line: &Line) -> Map
         "same_top": diverged.map(|diverged| diverged.same_top),
         "score": answers.map(|answers| answers.score),
         "baseline_score": unquantized.and_then(|line| line.answers.as_ref()).map(|answers| answers.score),
+        "tokens_per_second": line.timed.as_ref().map(Timed::tokens_per_second),
         "tokens_scored": measured.map(|measured| measured.tokens_scored).or(diverged.map(|diverged| diverged.tokens)),
         "windows": measured.map(|measured| measured.windows).or(diverged.map(|diverged| diverged.windows)),
         "bits_per_weight": quantized.and_then(|quantized| quantized.bits_per_weight),

@@ -137,7 +137,8 @@ pub struct Evaluation {
     /// `FILE` (a folder or glob too), `demo:prose-heldout`, `demo:code-heldout` or `hub:org/name/path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// `perplexity` (the default) or `divergence` from the unquantized model; a task is a measure of its own.
+    /// `perplexity` (the default), `divergence` from the unquantized model, `reading-time` or `writing-time`; a task is a measure
+    /// of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measure: Option<Measure>,
     /// Instead of a text: a task that `evaluate tasks` lists, or a task file.
@@ -237,7 +238,7 @@ impl Evaluation {
             (Some(_), None, Some(Measure::Task)) => {
                 Some("`measure = \"task\"` needs `task = \"NAME\"` instead of a text")
             }
-            (None, Some(_), Some(Measure::Perplexity | Measure::Divergence)) => {
+            (None, Some(_), Some(measure)) if measure != Measure::Task => {
                 Some("a task is a measure of its own: leave `measure` out")
             }
             _ => None,

@@ -34,6 +34,7 @@ pub mod settings;
 pub mod shared;
 pub mod slurm;
 pub mod solve;
+pub mod speed;
 pub mod statistics;
 pub mod store;
 pub mod suggest;

@@ -4,9 +4,10 @@
 //! perplexity   blocks hold negative log-likelihoods   loss: difference of log-perplexities    told as a change in per cent
 //! divergence   blocks hold KL(unquantized || model)   loss: the mean itself, in nats a token  told in nats
 //! task         blocks hold 1 − the item's score       loss: difference of the shares wrong    told in percentage points
+//! times        blocks hold log seconds a token        loss: difference of the logarithms      told as a change in per cent
 //! ```
 //!
-//! More is worse in all three, so that everything that compares configurations is written once. Losses of different
+//! More is worse in all of them, so that everything that compares configurations is written once. Losses of different
 //! measures are never averaged.
 
 use crate::statistics::Estimate;
@@ -24,11 +25,20 @@ pub enum Measure {
     Divergence,
     /// How many of a task's questions are answered rightly.
     Task,
+    /// How long a token takes in scoring a text ([`crate::speed`]).
+    ReadingTime,
+    /// How long a token takes in writing, many sequences at once.
+    WritingTime,
 }
 
 impl Measure {
     /// Every measure, in the order of reports.
-    pub const ALL: [Self; 3] = [Self::Perplexity, Self::Divergence, Self::Task];
+    pub const ALL: [Self; 5] = [Self::Perplexity, Self::Divergence, Self::Task, Self::ReadingTime, Self::WritingTime];
+
+    /// Whether the clock is read: the checkpoint has to be the one that would be used.
+    pub fn is_timed(self) -> bool {
+        matches!(self, Self::ReadingTime | Self::WritingTime)
+    }
 
     /// What it is called in headings.
     pub fn name(self) -> &'static str {
@@ -36,6 +46,8 @@ impl Measure {
             Self::Perplexity => "perplexity",
             Self::Divergence => "KL divergence",
             Self::Task => "tasks",
+            Self::ReadingTime => "time to read",
+            Self::WritingTime => "time to write",
         }
     }
 
@@ -45,6 +57,8 @@ impl Measure {
             Self::Perplexity => "change of perplexity",
             Self::Divergence => "KL divergence in nats",
             Self::Task => "more answers wrong",
+            Self::ReadingTime => "change of the time to read a token",
+            Self::WritingTime => "change of the time to write a token",
         }
     }
 
@@ -54,6 +68,8 @@ impl Measure {
             Self::Perplexity => "perplexity",
             Self::Divergence => "the divergence from the unquantized model",
             Self::Task => "the share of wrong answers",
+            Self::ReadingTime => "the time to read a token",
+            Self::WritingTime => "the time to write a token",
         }
     }
 
@@ -76,7 +92,9 @@ impl Measure {
 
     fn number(self, value: f64) -> (String, &'static str) {
         let (text, unit) = match self {
-            Self::Perplexity => (format!("{:+.2}", 100.0 * value.exp_m1()), " %"),
+            Self::Perplexity | Self::ReadingTime | Self::WritingTime => {
+                (format!("{:+.2}", 100.0 * value.exp_m1()), " %")
+            }
             Self::Divergence => (format!("{value:+.*}", decimals(value)), " nats"),
             Self::Task => (format!("{:+.2}", 100.0 * value), " points"),
         };
@@ -89,7 +107,7 @@ impl Measure {
     /// Where a loss stands on an axis.
     pub fn plotted(self, value: f64) -> f64 {
         match self {
-            Self::Perplexity => 100.0 * value.exp_m1(),
+            Self::Perplexity | Self::ReadingTime | Self::WritingTime => 100.0 * value.exp_m1(),
             Self::Divergence => value,
             Self::Task => 100.0 * value,
         }
@@ -100,7 +118,7 @@ impl Measure {
         // Nothing has no sign, not even a negative nothing.
         let place = place + 0.0;
         let unit = match self {
-            Self::Perplexity => " %",
+            Self::Perplexity | Self::ReadingTime | Self::WritingTime => " %",
             Self::Divergence | Self::Task => "",
         };
         let text = format!("{place:+}{unit}").replace('-', "\u{2212}");

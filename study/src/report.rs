@@ -154,7 +154,14 @@ fn baselines(all: &[Results<'_>]) -> Section {
         headings: headings(["model", "task", "settings", "score", "items"]),
         rows: scores.filter_map(|line| score_row(line)).collect(),
     };
-    let mut tables = vec![perplexities, scores];
+    let timed = all.iter().filter(|results| results.measure.is_timed()).flat_map(|results| &results.baseline_lines);
+    let times = Table {
+        caption: "The unquantized models, as their files store them; on the machine and threads of the study"
+            .to_owned(),
+        headings: headings(["model", "what", "measure", "tokens per second", "threads"]),
+        rows: timed.filter_map(|line| time_row(line)).collect(),
+    };
+    let mut tables = vec![perplexities, scores, times];
     tables.retain(|table| !table.rows.is_empty());
     let divergence = "A divergence is measured from the unquantized model itself, which stands at zero.".to_owned();
     let text = of(Measure::Divergence).next().map(|_| divergence).into_iter().collect();
@@ -173,6 +180,17 @@ fn perplexity_row(line: &Line) -> Option<Vec<Cell>> {
         bits.map_or_else(Cell::empty, |bits| Cell::number(bits, format!("{bits:.4}"))),
         Cell::number(measured.tokens_scored as f64, measured.tokens_scored.to_string()),
         Cell::number(measured.windows as f64, measured.windows.to_string()),
+    ])
+}
+
+fn time_row(line: &Line) -> Option<Vec<Cell>> {
+    let speed = line.timed.as_ref()?.tokens_per_second();
+    Some(vec![
+        Cell::text(&line.model),
+        Cell::text(&line.evaluation),
+        Cell::text(line.measure.name()),
+        Cell::number(speed, format!("{speed:.1}")),
+        Cell::number(line.threads as f64, line.threads.to_string()),
     ])
 }
 

@@ -286,6 +286,9 @@ fn tell(line: &Line, opened: &Opened, contents: &Contents) -> String {
         let before = before.map_or_else(String::new, |before| format!(" (unquantized {:.3})", before.score));
         return format!("{name} {} {:.3}{before}", answers.metric, answers.score);
     }
+    if let Some(timed) = &line.timed {
+        return format!("{name} {:.1} tokens/s", timed.tokens_per_second());
+    }
     let perplexity = |line: &Line| line.measured.as_ref().map_or(f64::NAN, |measured| measured.perplexity);
     match baseline {
         Some(baseline) => format!("{name} x {:.4}", perplexity(line) / perplexity(baseline)),
@@ -417,6 +420,7 @@ fn blank(opened: &Opened, unit: &Unit, cell: &Cell, threads: usize) -> Line {
         measured: None,
         divergence: None,
         answers: None,
+        timed: None,
         blocks: Vec::new(),
         error: None,
         tool: TOOL.to_owned(),

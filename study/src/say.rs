@@ -241,7 +241,8 @@ fn measured_only(all: &[Results<'_>]) -> String {
     let measured = all.iter().map(what).collect::<Vec<_>>().join(", ");
     let has = |measure| all.iter().any(|results| results.measure == measure);
     let tasks = if has(Measure::Task) { "other tasks" } else { "tasks" };
-    format!("What was measured is {measured}; not {tasks}, not speed, not other texts.")
+    let speed = if all.iter().any(|results| results.measure.is_timed()) { "" } else { " not speed," };
+    format!("What was measured is {measured}; not {tasks},{speed} not other texts.")
 }
 
 #[cfg(test)]

@@ -43,12 +43,14 @@ const SHARE: f64 = 0.3;
 pub fn key(opened: &Opened, unit: &Unit) -> Option<String> {
     let (options, set) = (unit.options.as_ref()?, unit.calibration.as_ref()?);
     let shares = options.inputs == Inputs::Original && options.method != Method::Rtn && !options.lm_head;
-    if !shares || opened.file.keep || options.block_mixture().is_some() {
+    let timed = opened.texts.iter().any(|text| text.measure.is_timed());
+    if !shares || timed || opened.file.keep || options.block_mixture().is_some() {
         return None;
     }
     let lengths: Vec<usize> = set.windows.iter().map(Vec::len).collect();
     let parts = json!({
         "tool": TOOL, "model": model_sha256(opened, unit), "tokens": set.manifest.tokens_sha256, "lengths": lengths,
+        "compute": opened.file.compute,
     });
     Some(sha256(parts.to_string()))
 }

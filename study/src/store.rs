@@ -11,7 +11,7 @@
 //! file system, need no lock. A line that a crash cut short is recognised and passed over: its cell is computed again.
 //! Of several lines for a cell the first that was measured counts; a failed one counts while there is none.
 
-use crate::{StudyError, measure::Measure, places::Place, settings::Settings};
+use crate::{StudyError, measure::Measure, places::Place, settings::Settings, speed::Timed};
 use evaluate::{Measurement, statistics::Block, task::Metric};
 use model::checkpoint::SourceFile;
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,9 @@ pub struct Line {
     /// The same where a task was.
     #[serde(default)]
     pub answers: Option<Answered>,
+    /// The same where the clock was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timed: Option<Timed>,
     /// What each window (of a task: each item, or subject) contributes to the measure: for paired comparisons.
     pub blocks: Vec<Block>,
     /// Why it failed.
@@ -188,7 +191,8 @@ impl Line {
     pub fn seconds_measuring(&self) -> Option<f64> {
         let measured = self.measured.as_ref().map(|measured| measured.seconds);
         let diverged = || self.divergence.as_ref().map(|diverged| diverged.seconds);
-        measured.or_else(diverged).or_else(|| self.answers.as_ref().map(|answers| answers.seconds))
+        let answered = || self.answers.as_ref().map(|answers| answers.seconds);
+        measured.or_else(diverged).or_else(answered).or_else(|| Some(self.timed.as_ref()?.seconds.iter().sum()))
     }
 }
 
@@ -343,6 +347,7 @@ pub(crate) mod tests {
             measure: Measure::Perplexity,
             divergence: None,
             answers: None,
+            timed: None,
             measured: (!sums.is_empty()).then(|| Measurement {
                 perplexity: log_perplexity.exp(),
                 standard_error: None,

@@ -236,6 +236,27 @@ fn divergences_and_tasks_are_measured_like_perplexity() {
 }
 
 #[test]
+fn times_are_measured_on_checkpoints_as_they_are_stored() {
+    let study = SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\"").replace("group-size = [64, -1]", "group-size = 64");
+    let study = study.replace("protocol =", "measure = \"writing-time\"\nprotocol =").replacen("writing", "reading", 1);
+    let bench = Bench::new(&study);
+    let (_, told) = bench.succeed(&["run"]);
+    assert!(told.contains("tokens/s"), "{told}");
+    for line in lines(&bench.path("study.results")) {
+        let timed = &line["timed"];
+        assert_eq!(timed["seconds"].as_array().unwrap().len(), 5);
+        assert!(timed["tokens"].as_u64().unwrap() > 0 && line["measured"].is_null());
+        assert_eq!(line["blocks"].as_array().unwrap().len(), 5);
+    }
+    bench.succeed(&["report"]);
+    let markdown = fs::read_to_string(bench.path("study.results/report.md")).unwrap();
+    for part in ["time to read", "time to write", "tokens per second"] {
+        assert!(markdown.contains(part), "{part}: {markdown}");
+    }
+    assert!(!markdown.contains("not speed"), "{markdown}");
+}
+
+#[test]
 fn an_evaluation_that_contradicts_itself_is_refused() {
     for (text, part) in [
         ("task = \"piqa\"\ntext = \"demo:prose-heldout\"", "not both"),

@@ -139,9 +139,11 @@ fn dense(criterion: &mut Criterion<Rate>) {
     let mut group = criterion.benchmark_group("gram");
     for width in [576, 896, 1536, 4864] {
         let (x, mut sums) = (numbers(2048 * width), vec![0.0; width * width]);
-        rated(&mut group, &format!("2048x{width}"), 2048 * width * width, || {
-            gram::accumulate(black_box(&mut sums), &x, width);
-        });
+        for compute in [Compute::F32, Compute::Bf16x3] {
+            rated(&mut group, &format!("2048x{width}/{compute}"), 2048 * width * width, || {
+                gram::accumulate_by(compute, black_box(&mut sums), &x, width);
+            });
+        }
     }
     group.finish();
 }

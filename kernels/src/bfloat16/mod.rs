@@ -1,13 +1,13 @@
 //! Dense product of bfloat16 numbers with float32 sums, `out = x wᵀ`, by the instructions that processors have for it.
 //!
 //! ```text
-//! high(v) = v rounded to bfloat16 (8 significant bits)          |v - high|       <= 2^-8  |v| / 2
-//! low(v)  = (v - high(v)) rounded to bfloat16                   |v - high - low| <= 2^-16 |v| / 4
+//! high(v) = v rounded to bfloat16 (8 significant bits)          |v - high|       <= 2^-8  |v|
+//! low(v)  = (v - high(v)) rounded to bfloat16                   |v - high - low| <= 2^-16 |v|
 //! one term:     out = high(x) high(w)
 //! three terms:  out = high(x) high(w) + low(x) high(w) + high(x) low(w)
 //! ```
 //!
-//! What three terms leave out is at most `3/4 · 2^-16 |x w|` of each product. Numbers below 2^-126 count as zero.
+//! What three terms leave out is at most `3 · 2^-16 |x w|` of each product. Numbers below 2^-126 count as zero.
 //!
 //! Both operands lie in cache lines of 32 numbers along the inputs, padded with zeros. A [`Line`] of `x` is a piece of a row.
 //! Of the weight, 16 lines are a square of 16 pairs of inputs by 16 outputs: line `p` holds inputs `2p` and `2p + 1` of
@@ -159,6 +159,31 @@ impl Packed {
         });
     }
 
+    /// The products with several weights of the same inputs side by side: `out` is `[rows, all their outputs]`, rows of it so
+    /// many numbers apart.
+    pub(crate) fn multiply_each(weights: &[&Self], rows: usize, x: &[f32], (out, stride): (&mut [f32], usize)) {
+        let Some(first) = weights.first() else { return };
+        let same = |other: &&&Self| {
+            (other.inputs, other.squares.low.is_empty()) == (first.inputs, first.squares.low.is_empty())
+        };
+        assert!(weights.iter().all(|other| same(&other)), "weights of the same inputs, all split or none");
+        ROWS.with_borrow_mut(|scratch| {
+            for begin in (0..rows).step_by(CHUNK) {
+                let count = CHUNK.min(rows - begin);
+                scratch.fill(count, &x[begin * first.inputs..], first.inputs, first);
+                let mut column = 0;
+                for weight in weights {
+                    let out = (&mut out[begin * stride + column..], stride);
+                    match weight.unit {
+                        Unit::Amx => amx::multiply(weight, scratch, count, out),
+                        Unit::Avx512 => avx512::multiply(weight, scratch, count, out),
+                    }
+                    column += weight.outputs;
+                }
+            }
+        });
+    }
+
     fn runs(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         runs(self.lines(), !self.squares.low.is_empty())
     }
@@ -224,6 +249,10 @@ impl Packed {
 
     pub(crate) fn multiply_within(&self, _: usize, _: (&[f32], usize), _: (&mut [f32], usize)) {
         unreachable!("{} on another architecture", self.unit.name())
+    }
+
+    pub(crate) fn multiply_each(_: &[&Self], _: usize, _: &[f32], _: (&mut [f32], usize)) {
+        unreachable!("bfloat16 on another architecture")
     }
 }
 

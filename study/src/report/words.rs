@@ -25,6 +25,8 @@ pub(super) fn against(measure: Measure) -> &'static str {
         Measure::Perplexity => "Change of perplexity against the unquantized model",
         Measure::Divergence => "Mean KL divergence from the unquantized model",
         Measure::Task => "Share of wrong answers against the unquantized model, in percentage points",
+        Measure::ReadingTime => "Change of the time to read a token against the unquantized model",
+        Measure::WritingTime => "Change of the time to write a token against the unquantized model",
     }
 }
 
