@@ -99,6 +99,9 @@ pub(crate) enum Command {
         /// Folder for report.html, report.md and figures [default: the results folder]
         #[arg(long, value_name = "FOLDER")]
         out: Option<PathBuf>,
+        /// Another study to put beside this one: its answer, and the configurations that both have; may be given again
+        #[arg(long, value_name = "STUDY")]
+        beside: Vec<PathBuf>,
         /// Recommend the best of what fits into so much memory, such as 80MiB
         #[arg(long, value_name = "SIZE", value_parser = console::machine::parse_bytes)]
         within: Option<u64>,

@@ -9,7 +9,7 @@ use console::{Exit, Live, Table, machine};
 use std::{
     fs,
     io::{IsTerminal as _, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use study::{
     Opened, Plan, Store, StudyError, StudyFile,
     check::{self, Cost, Overlap, duration},
     local::Local,
-    report::Report,
+    report::{Other, Report},
     run::{Event, Tally, Wishes},
     schedule::{self, Batch, Chunking, Scheduler},
     slurm::Slurm,
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         Command::Agreement { model, first, second, json } => agreement(&model, &first, &second, json),
         Command::Sample(options) => sample(options),
         Command::Status { study } => status(&study),
-        Command::Report { study, out, within } => report(&study, out.as_deref(), within),
+        Command::Report { study, out, within, beside } => report(&study, out.as_deref(), within, &beside),
         Command::Export { study, format, out } => export(&study, format, out.as_deref()),
         Command::Suggest { study, bytes, json } => suggest(&study, &bytes, json),
         Command::Demo { out, threads } => demo(&out, threads),
@@ -471,19 +471,16 @@ fn status(place: &Where) -> anyhow::Result<Exit> {
     }
 }
 
-fn report(place: &Where, out: Option<&Path>, within: Option<u64>) -> anyhow::Result<Exit> {
+fn report(place: &Where, out: Option<&Path>, within: Option<u64>, beside: &[PathBuf]) -> anyhow::Result<Exit> {
+    let (plan, contents) = results(place)?;
+    let others = beside.iter().map(|study| {
+        let (plan, contents) = results(&Where { study: study.clone(), results: None })?;
+        Ok(Other { plan, contents })
+    });
+    let report = Report::new(&plan, &contents, within, &others.collect::<anyhow::Result<Vec<_>>>()?)?;
     let store = place.store();
-    let (plan, contents) = (Plan::read(store.folder())?, store.read()?);
-    if !plan.cells.iter().any(|cell| contents.measured(&cell.cell).is_some()) {
-        return Err(StudyError::NoResults { path: store.folder().to_owned() }.into());
-    }
-    stale(&plan, &place.study)
-        .iter()
-        .chain(&cut_short(&contents))
-        .for_each(|remark| say(&format!("warning: {remark}")));
-    let report = Report::new(&plan, &contents, within)?;
     let [html, markdown] = report.write(out.unwrap_or(store.folder()))?;
-    let answer: Vec<String> = report.page.answer.iter().map(|sentence| format!("- {sentence}")).collect();
+    let answer: Vec<String> = report.sentences.iter().map(|sentence| format!("- {sentence}")).collect();
     print(&format!("{}\n{}", report.page.question, answer.join("\n")))?;
     say(&format!("written: {} and {}", html.display(), markdown.display()));
     Ok(Exit::Done)
@@ -552,7 +549,19 @@ fn demo(out: &Path, threads: Option<u16>) -> anyhow::Result<Exit> {
     fs::write(&study, cli::DEMO).with_context(|| study.display().to_string())?;
     let place = || Where { study: study.clone(), results: None };
     run(&RunOptions::here(place(), threads), false)?;
-    report(&place(), None, None)
+    report(&place(), None, None, &[])
+}
+
+/// What was planned and measured of a study, which must be something; remarks on it go to stderr.
+fn results(place: &Where) -> anyhow::Result<(Plan, Contents)> {
+    let store = place.store();
+    let (plan, contents) = (Plan::read(store.folder())?, store.read()?);
+    if !plan.cells.iter().any(|cell| contents.measured(&cell.cell).is_some()) {
+        return Err(StudyError::NoResults { path: store.folder().to_owned() }.into());
+    }
+    let remarks = stale(&plan, &place.study).into_iter().chain(cut_short(&contents));
+    remarks.for_each(|remark| say(&format!("warning: {remark}")));
+    Ok((plan, contents))
 }
 
 /// A remark where the study file is not the one that was run.

@@ -1,10 +1,12 @@
 //! The report: what the findings are, shown and said.
 
 mod bands;
+mod beside;
 mod effects;
 mod parts;
 mod words;
 
+pub use self::beside::Other;
 use self::{
     effects::{cells, curves, matrix, settings, sizes, stability},
     parts::{damage, places, shortcut},
@@ -29,25 +31,38 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Sentences that answer the question; what else the data say follows them.
+const ANSWER: usize = 3;
+
 /// A report that is ready to be written.
 pub struct Report {
     /// What it says.
     pub page: Page,
+    /// All sentences, the answer first.
+    pub sentences: Vec<String>,
 }
 
 impl Report {
-    /// The report of what `contents` holds of `plan`; with `within`, it recommends what fits into so many bytes.
-    pub fn new(plan: &Plan, contents: &Contents, within: Option<u64>) -> Result<Self, StudyError> {
+    /// The report of what `contents` holds of `plan`, with `others` beside it; with `within`, it recommends what fits into so
+    /// many bytes.
+    pub fn new(plan: &Plan, contents: &Contents, within: Option<u64>, others: &[Other]) -> Result<Self, StudyError> {
         let all: Vec<Results<'_>> =
             plan.measures().into_iter().map(|measure| Results::new(plan, contents, measure)).collect();
-        let mut answer: Vec<String> = unmeasured(plan, &all).into_iter().collect();
+        let missing = unmeasured(plan, &all);
+        let short = ANSWER + usize::from(missing.is_some());
+        let mut sentences: Vec<String> = missing.into_iter().collect();
         let (mut sections, mut shown) = (Vec::new(), 0);
         for results in &all {
             let several = all.len() > 1;
             let part = part(results, several, within)?;
-            answer.extend(part.answer);
+            sentences.extend(part.answer);
             sections.extend(part.sections);
             shown += part.shown;
+        }
+        if !others.is_empty() {
+            let answer = |other: &Other| Ok(Self::new(&other.plan, &other.contents, None, &[])?.page.answer);
+            let answers = others.iter().map(answer).collect::<Result<Vec<_>, StudyError>>()?;
+            sections.push(beside::beside(&all, others, &answers));
         }
         sections.extend(all.first().and_then(stability));
         sections.push(baselines(&all));
@@ -61,7 +76,16 @@ impl Report {
         });
         sections.push(repetition(plan, &all));
         let (title, question) = (plan.name.clone(), plan.question.clone());
-        Ok(Self { page: Page { title, question, answer, sections } })
+        let answer = sentences.iter().take(short).cloned().collect();
+        let further = Section {
+            title: "What else was found".to_owned(),
+            items: sentences.iter().skip(short).cloned().collect(),
+            ..Section::default()
+        };
+        if !further.items.is_empty() {
+            sections.insert(0, further);
+        }
+        Ok(Self { page: Page { title, question, answer, sections }, sentences })
     }
 
     /// Writes `report.html`, `report.md` and `figures/` into `folder`; returns the first two.

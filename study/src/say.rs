@@ -19,7 +19,7 @@ const NAMED: usize = 8;
 pub fn answers(results: &Results<'_>, panels: &[Panel], rankings: &[Ranking], rows: &[Row]) -> Vec<String> {
     let measure = results.measure;
     let mut answers = Vec::new();
-    answers.extend(panels.iter().filter_map(alignment));
+    answers.extend(alignment(panels));
     let aligned = panels.iter().any(|panel| panel.gain.is_some());
     answers.extend(
         rankings
@@ -33,31 +33,35 @@ pub fn answers(results: &Results<'_>, panels: &[Panel], rankings: &[Ranking], ro
     answers
 }
 
-/// Whether calibration on the text's own domain matters.
-fn alignment(panel: &Panel) -> Option<String> {
-    let gain = panel.gain.as_ref()?;
-    let place = if panel.title.is_empty() { String::new() } else { format!("With {}: ", panel.title) };
-    let noise = panel.seed_deviation.map_or_else(
-        || "with one seed, the noise between samples of one source is not known".to_owned(),
-        |deviation| {
-            format!(
-                "seeds of one source differ by {} (standard deviation)",
-                panel.measure.change(deviation).trim_start_matches('+')
-            )
-        },
-    );
-    let verdict = match (gain.may_be_zero(), gain.value > 0.0, panel.seed_deviation) {
+/// Whether calibration on the text's own domain matters: a sentence on all panels that can tell.
+fn alignment(panels: &[Panel]) -> Option<String> {
+    let told: Vec<(&Panel, &Estimate)> =
+        panels.iter().filter_map(|panel| Some((panel, panel.gain.as_ref()?))).collect();
+    let measure = told.first()?.0.measure;
+    let one = |(panel, gain): &(&Panel, &Estimate)| {
+        let place = if panel.title.is_empty() { String::new() } else { format!("with {} ", panel.title) };
+        let noise = panel.seed_deviation.map_or_else(
+            || "with one seed, the noise between samples of one source is not known".to_owned(),
+            |deviation| {
+                let deviation = measure.change(deviation);
+                format!("seeds of one source differ by {} (standard deviation)", deviation.trim_start_matches('+'))
+            },
+        );
+        format!("{place}by {}; {noise}: {}", measure.with_interval(gain), verdict(gain, panel.seed_deviation))
+    };
+    let subject = measure.subject();
+    let named = told.iter().map(one).collect::<Vec<_>>().join("; ");
+    Some(format!("Calibrating on another domain than the text's own changes {subject} {named}."))
+}
+
+fn verdict(gain: &Estimate, seed_deviation: Option<f64>) -> &'static str {
+    match (gain.may_be_zero(), gain.value > 0.0, seed_deviation) {
         (true, ..) => "these data can't tell it from nothing",
         (false, true, Some(deviation)) if gain.value > deviation => "alignment matters, and more than that noise",
         (false, true, Some(_)) => "alignment matters, but no more than that noise",
         (false, true, None) => "alignment matters",
         (false, false, _) => "calibrating on another domain was better",
-    };
-    Some(format!(
-        "{place}calibrating on another domain than the text's own changes {} by {}; {noise}: {verdict}.",
-        panel.measure.subject(),
-        panel.measure.with_interval(gain)
-    ))
+    }
 }
 
 /// Which level of a setting does best, and which can't be told from it.
@@ -273,13 +277,14 @@ mod tests {
 
     #[test]
     fn alignment_is_weighed_against_zero_and_against_the_seeds() {
-        let said = |gain, deviation| alignment(&panel(gain, deviation)).unwrap();
+        let said = |gain, deviation| alignment(&[panel(gain, deviation)]).unwrap();
         assert!(said(estimate(0.02, 0.03), Some(0.001)).ends_with("can't tell it from nothing."));
         assert!(said(estimate(0.02, 0.01), Some(0.001)).ends_with("more than that noise."));
         assert!(said(estimate(0.02, 0.01), Some(0.05)).ends_with("but no more than that noise."));
         assert!(said(estimate(-0.02, 0.01), Some(0.05)).ends_with("another domain was better."));
         assert!(said(estimate(0.02, 0.01), None).contains("the noise between samples of one source is not known"));
-        assert!(said(estimate(0.02, 0.01), None).starts_with("With 2 bits: "));
+        assert!(said(estimate(0.02, 0.01), None).contains(" changes perplexity with 2 bits by +2.02 %"));
+        assert_eq!(alignment(&[]), None);
     }
 
     #[test]

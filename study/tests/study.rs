@@ -142,7 +142,7 @@ fn a_study_is_checked_run_once_reported_and_exported() {
     assert!(bench.succeed(&["status"]).0.contains("14 of 14 cells measured, 0 failed, 0 open"));
 
     let (answer, _) = bench.succeed(&["report"]);
-    assert!(answer.contains("calibrating on another domain than the text's own changes perplexity by"), "{answer}");
+    assert!(answer.contains("Calibrating on another domain than the text's own changes perplexity"), "{answer}");
     let html = fs::read_to_string(results.join("report.html")).unwrap();
     for part in ["<svg", "<caption>", "prefers-color-scheme: dark", "What these data can", "SHA-256 of what went in"] {
         assert!(html.contains(part), "{part}");
@@ -168,6 +168,24 @@ fn a_study_is_checked_run_once_reported_and_exported() {
     let ratio = |row: &Value| row["ratio"].as_f64().unwrap();
     assert!(rows.iter().filter(|row| row["method"].is_null()).all(|row| ratio(row) == 1.0));
     assert!(rows.iter().filter(|row| row["method"] == "rtn").all(|row| ratio(row) > 1.0 && row["seed"].is_null()));
+}
+
+#[test]
+fn studies_are_put_side_by_side() {
+    let bench = Bench::new(&SMALL.replace("\"rtn\", \"gptq\"", "\"rtn\""));
+    let study = fs::read_to_string(bench.path("study.toml")).unwrap();
+    let other = study.replace("bits = 2", "bits = [2, 4]").replace("name = \"small\"", "name = \"other\"");
+    fs::write(bench.path("other.toml"), other).unwrap();
+    bench.succeed(&["run"]);
+    bench.succeed(&["run", "other.toml"]);
+    bench.succeed(&["report", "--beside", "other.toml"]);
+    let markdown = fs::read_to_string(bench.path("study.results/report.md")).unwrap();
+    assert!(markdown.contains("## Beside other studies") && markdown.contains("| configuration | small | other |"));
+    assert!(
+        markdown.contains("2 bits, groups of 64 | +") && !markdown.contains("4 bits, groups of 64 | +"),
+        "{markdown}"
+    );
+    assert!(bench.fail(&["report", "--beside", "missing.toml"]).contains("missing"));
 }
 
 #[test]
