@@ -74,7 +74,7 @@ impl Processor {
     /// The device of the options, if they name one and it can do what the model needs.
     pub(crate) fn new(checkpoint: &Checkpoint, options: &DriverOptions) -> Option<Self> {
         let Engine::Cuda(device) = &options.engine else { return None };
-        let able = device::obstacle(&checkpoint.config, checkpoint.compute).is_none();
+        let able = device::obstacle(&checkpoint.config).is_none();
         able.then(|| Self { device: Arc::clone(device), windows: options.device_windows })
     }
 

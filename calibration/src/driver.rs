@@ -37,11 +37,16 @@ use kernels::{
     cuda::{CudaError, Sums},
 };
 use model::{
-    Block, Checkpoint, Config, Linear, Stage,
+    Block, Checkpoint, Config, Linear, ModelError, Stage,
     decoder::{Activations, Head, device::DeviceBlock},
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    thread::{self, ScopedJoinHandle},
+    time::Instant,
+};
 
 /// Whose outputs the layers after see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,14 +206,30 @@ pub fn drive(
 ) -> Result<DriveReport, CalibrationError> {
     check(checkpoint, windows)?;
     let mut walk = Walk::start(checkpoint, windows, options)?;
-    for index in 0..checkpoint.config.layers.len() {
-        walk.block(index, visitor)?;
-        walk.report.blocks.push(std::mem::take(&mut walk.seconds));
-    }
+    let blocks = checkpoint.config.layers.len();
+    // Where passes run on a device, the processor has time to read the next block meanwhile.
+    let ahead = walk.processor.is_some();
+    thread::scope(|scope| {
+        let mut next = None;
+        for index in 0..blocks {
+            let block = clocked(&mut walk.seconds.load, || match next.take() {
+                Some(reading) => finished_reading(reading),
+                None => checkpoint.block(index),
+            })?;
+            next = (ahead && index + 1 < blocks).then(|| scope.spawn(move || checkpoint.block(index + 1)));
+            walk.block(block, visitor)?;
+            walk.report.blocks.push(std::mem::take(&mut walk.seconds));
+        }
+        Ok::<(), CalibrationError>(())
+    })?;
     if visitor.wants_head() {
         walk.head(visitor)?;
     }
     Ok(walk.report)
+}
+
+fn finished_reading(reading: ScopedJoinHandle<'_, Result<Block, ModelError>>) -> Result<Block, ModelError> {
+    reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn check(checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Result<(), CalibrationError> {
@@ -285,9 +306,9 @@ impl<'a> Walk<'a> {
         self.report.activation_bytes = all;
     }
 
-    fn block(&mut self, index: usize, visitor: &mut dyn Visitor) -> Result<(), CalibrationError> {
+    fn block(&mut self, mut block: Block, visitor: &mut dyn Visitor) -> Result<(), CalibrationError> {
+        let index = block.index;
         let last = index + 1 == self.checkpoint.config.layers.len() && !visitor.wants_head();
-        let mut block = self.load(index)?;
         let given = self.original.is_some().then(|| self.load(index)).transpose()?;
         if clocked(&mut self.seconds.visit, || visitor.restore(&mut block))? {
             self.report.restored += 1;

@@ -29,7 +29,7 @@ const SHARE: f64 = 0.9;
 /// The device that `checkpoint` runs on, if it does.
 pub(crate) fn of(checkpoint: &Checkpoint) -> Option<&Arc<Device>> {
     let Engine::Cuda(device) = &checkpoint.engine else { return None };
-    device::obstacle(&checkpoint.config, checkpoint.compute).is_none().then_some(device)
+    device::obstacle(&checkpoint.config).is_none().then_some(device)
 }
 
 /// The residual stream of consecutive windows.
@@ -111,6 +111,8 @@ fn settle(device: &Device, checkpoint: &Checkpoint, groups: &mut [Group]) -> Res
     let largest = groups.iter().map(|group| group.lengths.iter().sum()).max().unwrap_or(0);
     let working = device::block_bytes(config) + device::activation_bytes(config, largest);
     device.require(working, &format!("a block of {} and {largest} tokens", checkpoint.reference))?;
+    let head = config.vocabulary * config.hidden_size * size_of::<f32>();
+    device.require(head, &format!("the head of {}", checkpoint.reference))?;
     let working = working + device::block_bytes(config);
     let mut room = ((device.memory()?.0 as f64 * SHARE) as usize).saturating_sub(working);
     for group in groups {

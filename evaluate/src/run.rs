@@ -311,7 +311,7 @@ fn announce_device(measure: &Measure, device: &str, models: &[Option<&Checkpoint
     }
     say(&format!("device     {device}"));
     for model in models.iter().flatten().filter(|model| matches!(model.engine, Engine::Cuda(_))) {
-        if let Some(what) = obstacle(&model.config, model.compute) {
+        if let Some(what) = obstacle(&model.config) {
             say(&format!("           {} runs on the CPU: {what}", model.reference));
         }
     }

@@ -6,7 +6,7 @@
 #![allow(clippy::print_stdout, reason = "its output is what it is for")]
 
 use kernels::{
-    ActOrder, QuantSpec, ScaleSearch,
+    ActOrder, Compute, QuantSpec, ScaleSearch,
     attention::Attention,
     block_solve::ColumnPlan,
     cuda::{Buffer, CudaError, Device, PackedWeight},
@@ -130,10 +130,14 @@ fn products(device: &Device) -> Result<(), CudaError> {
         let name = format!("packed 14336 x 4096 at 4 bits, {rows} rows");
         time(device, &name, operations, || packed.multiply(device, &x))?;
     }
-    let weight = device.upload(&numbers(WIDTH * INNER))?;
     let x = device.upload(&numbers(TOKENS * WIDTH))?;
     let operations = 2e-9 * (TOKENS * WIDTH) as f64 * INNER as f64;
-    time(device, "dense 14336 x 4096 in float32, 2048 rows", operations, || device.linear(&x, &weight, WIDTH))
+    for compute in [Compute::F32, Compute::Bf16x3, Compute::Bf16] {
+        let weight = device.operand(compute, device.upload(&numbers(WIDTH * INNER))?, WIDTH)?;
+        let name = format!("dense 14336 x 4096 in {compute}, 2048 rows");
+        time(device, &name, operations, || device.multiply(&device.operand(compute, &x, WIDTH)?, &weight))?;
+    }
+    Ok(())
 }
 
 fn attend(device: &Device, attention: &Attention, q: &Buffer<f32>, kv: &Buffer<f32>) -> Result<Buffer<f32>, CudaError> {
@@ -151,10 +155,11 @@ fn decoder(device: &Device) -> Result<(), CudaError> {
     let operations = 2e-9 * (TOKENS * TOKENS) as f64 * WIDTH as f64;
     time(device, "attention, 2048 tokens, 32 heads", operations, || attend(device, &attention, &x, &kv))?;
     let rows = 256;
-    let (hidden, head) = (device.upload(&numbers(rows * WIDTH))?, device.upload(&numbers(VOCABULARY * WIDTH))?);
+    let operand = |rows: usize| device.operand(Compute::F32, device.upload(&numbers(rows * WIDTH))?, WIDTH);
+    let (hidden, head) = (operand(rows)?, operand(VOCABULARY)?);
     let targets: Vec<u32> = (0..rows as u32).collect();
     let operations = 2e-9 * (rows * VOCABULARY) as f64 * WIDTH as f64;
     time(device, "log-likelihood of 256 tokens, 128256 entries", operations, || {
-        device.negative_log_likelihood(&hidden, &head, WIDTH, &targets)
+        device.negative_log_likelihood(&hidden, &head, &targets)
     })
 }

@@ -11,7 +11,7 @@ const SHARE: f64 = 0.9;
 
 /// Whether the model runs on the device, and statistics are summed there.
 pub(crate) fn captures(engine: &Engine, checkpoint: &Checkpoint) -> bool {
-    matches!(engine, Engine::Cuda(_)) && obstacle(&checkpoint.config, checkpoint.compute).is_none()
+    matches!(engine, Engine::Cuda(_)) && obstacle(&checkpoint.config).is_none()
 }
 
 /// How many windows' activations stay on the device: `wanted`, else as many as fit beside all that has to.
@@ -59,7 +59,7 @@ fn bytes_to_solve(plan: &ValidPlan) -> usize {
 
 /// Where the model runs, for people.
 pub(crate) fn describe(checkpoint: &Checkpoint, staying: usize, windows: usize) -> String {
-    match obstacle(&checkpoint.config, checkpoint.compute) {
+    match obstacle(&checkpoint.config) {
         Some(what) => format!("the model runs on the CPU: {what}"),
         None => format!("the model runs on the device; the activations of {staying} of {windows} windows stay there"),
     }

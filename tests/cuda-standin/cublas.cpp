@@ -1,6 +1,8 @@
 // libcublas.so: the products that this project asks for, by their definition. Matrices are column-major.
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <vector>
 
 #define API extern "C" __attribute__((visibility("default"))) int
 
@@ -67,6 +69,47 @@ API cublasSgemm_v2(void*, int a_operation, int b_operation, int m, int n, int k,
     for (int j = 0; j < n; ++j) {
         for (int i = 0; i < m; ++i) {
             put(c[size_t(j) * c_leading + i], dot(left, right, i, j, k), *alpha, *beta);
+        }
+    }
+    return SUCCESS;
+}
+
+// bfloat16 numbers as float32, which holds each of them.
+static std::vector<float> inflated(const uint16_t* numbers, size_t count) {
+    std::vector<float> all(count);
+    for (size_t i = 0; i < count; ++i) {
+        const uint32_t bits = uint32_t(numbers[i]) << 16;
+        memcpy(&all[i], &bits, sizeof bits);
+    }
+    return all;
+}
+
+// C[m, n] = alpha op(A) op(B) + beta C for bfloat16 A and B, float32 C, factors and sums.
+API cublasGemmEx(void*, int a_operation, int b_operation, int m, int n, int k, const void* alpha, const void* a, int a_type,
+                 int a_leading, const void* b, int b_type, int b_leading, const void* beta, void* c, int c_type,
+                 int c_leading, int compute, int) {
+    constexpr int BFLOAT16 = 14, FLOAT32 = 0, FLOAT32_SUMS = 68;
+    if (a_type != BFLOAT16 || b_type != BFLOAT16 || c_type != FLOAT32 || compute != FLOAT32_SUMS) {
+        return INVALID_VALUE;
+    }
+    // Columns of either as they lie.
+    const size_t a_count = size_t(a_leading) * (a_operation == NONE ? k : m);
+    const size_t b_count = size_t(b_leading) * (b_operation == NONE ? n : k);
+    if (!standin_owns(reinterpret_cast<uint64_t>(a), 2 * a_count) ||
+        !standin_owns(reinterpret_cast<uint64_t>(b), 2 * b_count)) {
+        return INVALID_VALUE;
+    }
+    auto* out = static_cast<float*>(c);
+    if (!sound(out, m, n, c_leading)) {
+        return INVALID_VALUE;
+    }
+    const auto left_numbers = inflated(static_cast<const uint16_t*>(a), a_count);
+    const auto right_numbers = inflated(static_cast<const uint16_t*>(b), b_count);
+    const Operand left{left_numbers.data(), a_operation, a_leading}, right{right_numbers.data(), b_operation, b_leading};
+    for (int j = 0; j < n; ++j) {
+        for (int i = 0; i < m; ++i) {
+            put(out[size_t(j) * c_leading + i], dot(left, right, i, j, k), *static_cast<const float*>(alpha),
+                *static_cast<const float*>(beta));
         }
     }
     return SUCCESS;

@@ -13,6 +13,7 @@
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <vector>
 
 #define API extern "C" __attribute__((visibility("default"))) int
 
@@ -86,7 +87,7 @@ API cuCtxSetCurrent(void* context) {
     current_context = context;
     return SUCCESS;
 }
-// Nothing but copies is ever on another stream than the default one, and who wants those waits for them.
+// Asked before the second stream is made, and not after.
 API cuCtxSynchronize() { return current_context ? SUCCESS : INVALID_CONTEXT; }
 
 // Streams and events.
@@ -321,6 +322,7 @@ struct Function {
     std::string name;
     Module* module;
     standin::Entry entry;
+    const size_t* sizes;  // of its arguments, then 0
 };
 
 // The library in `image`, by way of a file that has no name.
@@ -369,7 +371,8 @@ API cuModuleGetFunction(void** function, void* module, const char* name) {
     if (!entry) {
         return complain(NOT_FOUND, std::string("no kernel ") + name);
     }
-    *function = new Function{name, loaded, reinterpret_cast<standin::Entry>(entry)};
+    auto sizes = reinterpret_cast<const size_t* (*)()>(dlsym(loaded->library, (std::string("standin_sizes_") + name).c_str()));
+    *function = new Function{name, loaded, reinterpret_cast<standin::Entry>(entry), sizes()};
     return SUCCESS;
 }
 
@@ -396,19 +399,27 @@ API cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
     if (!current_context) {
         return INVALID_CONTEXT;
     }
-    if (stream) {
-        return complain(INVALID_VALUE, "a kernel on another stream than the default one, which the stand-in doesn't have");
-    }
     const auto& wanted = *static_cast<Function*>(function);
     const standin::Index grid{grid_x, grid_y, grid_z}, block{block_x, block_y, block_z};
     const std::string refusal = excess(grid, block, dynamic);
     if (!refusal.empty()) {
         return complain(INVALID_VALUE, "the launch of " + wanted.name + " asks for " + refusal);
     }
-    static std::mutex one_at_a_time;
-    std::lock_guard<std::mutex> guard(one_at_a_time);
-    const std::string failure = standin::run_grid(wanted.entry, arguments, grid, block, wanted.module->shared);
-    return failure.empty() ? SUCCESS : complain(LAUNCH_FAILED, "kernel " + wanted.name + ": " + failure);
+    // The caller's arguments are gone when a launch is put off.
+    std::vector<std::string> kept;
+    for (const size_t* size = wanted.sizes; *size != 0; ++size) {
+        kept.emplace_back(static_cast<const char*>(arguments[kept.size()]), *size);
+    }
+    return ask(stream, [=, &wanted]() mutable {
+        std::vector<void*> places;
+        for (std::string& argument : kept) {
+            places.push_back(argument.data());
+        }
+        static std::mutex one_at_a_time;
+        std::lock_guard<std::mutex> guard(one_at_a_time);
+        const std::string failure = standin::run_grid(wanted.entry, places.data(), grid, block, wanted.module->shared);
+        return failure.empty() ? int(SUCCESS) : complain(LAUNCH_FAILED, "kernel " + wanted.name + ": " + failure);
+    });
 }
 
 // Errors.

@@ -70,5 +70,12 @@ template <class... Parameters>
 void standin_call(void (*kernel)(Parameters...), void** arguments) {
     standin_call(kernel, arguments, std::index_sequence_for<Parameters...>());
 }
-#define STANDIN_ENTRY(kernel) \
-    extern "C" STANDIN_EXPORT void standin_enter_##kernel(void** arguments) { standin_call(kernel, arguments); }
+// How many bytes each argument has, for a launch that is put off.
+template <class... Parameters>
+const std::size_t* standin_sizes(void (*)(Parameters...)) {
+    static const std::size_t sizes[] = {sizeof(std::remove_reference_t<Parameters>)..., 0};
+    return sizes;
+}
+#define STANDIN_ENTRY(kernel)                                                                                       \
+    extern "C" STANDIN_EXPORT void standin_enter_##kernel(void** arguments) { standin_call(kernel, arguments); }    \
+    extern "C" STANDIN_EXPORT const std::size_t* standin_sizes_##kernel() { return standin_sizes(kernel); }

@@ -1,4 +1,4 @@
-//! The products that cuBLAS does, in float32 (its default arithmetic: no TF32).
+//! The products that cuBLAS does, with float32 sums: of float32 numbers (its default arithmetic: no TF32) and of bfloat16.
 //!
 //! cuBLAS counts columns first: a row-major `[a, b]` is its `[b, a]`, which the functions here account for.
 
@@ -62,6 +62,51 @@ pub(super) fn product(
             &raw const zero,
             out as *mut f32,
             m,
+        )
+    }?;
+    Ok(())
+}
+
+/// `out = a bᵀ`, or with `kept` `out += a bᵀ`: `out` `[rows, columns]`, `a` `[rows, depth]`, `b` `[columns, depth]`, bfloat16.
+pub(super) fn add_bfloat16_product(
+    device: &Device,
+    [rows, columns, depth]: [usize; 3],
+    a: &impl DevicePtr<u16>,
+    b: &impl DevicePtr<u16>,
+    kept: bool,
+    out: &mut impl DevicePtrMut<f32>,
+) -> Result<(), CudaError> {
+    let enough = a.len() >= rows * depth && b.len() >= depth * columns && out.len() >= rows * columns;
+    assert!(enough, "shapes of a product: [{rows}, {columns}, {depth}]");
+    if rows == 0 || columns == 0 {
+        return Ok(());
+    }
+    let [m, n, k] = [size(columns, "columns")?, size(rows, "rows")?, size(depth, "terms of a sum")?];
+    let stream = device.stream();
+    let ((a, _a), (b, _b), (out, _out)) = (a.device_ptr(stream), b.device_ptr(stream), out.device_ptr_mut(stream));
+    let (one, old) = (1.0f32, if kept { 1.0f32 } else { 0.0 });
+    // SAFETY: as for `product`; factors are float32, as sums of this kind want them.
+    unsafe {
+        result::gemm_ex(
+            *device.blas().handle(),
+            sys::cublasOperation_t::CUBLAS_OP_T,
+            sys::cublasOperation_t::CUBLAS_OP_N,
+            m,
+            n,
+            k,
+            (&raw const one).cast(),
+            b as *const _,
+            sys::cudaDataType::CUDA_R_16BF,
+            k.max(1),
+            a as *const _,
+            sys::cudaDataType::CUDA_R_16BF,
+            k.max(1),
+            (&raw const old).cast(),
+            out as *mut _,
+            sys::cudaDataType::CUDA_R_32F,
+            m,
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )
     }?;
     Ok(())

@@ -3,7 +3,6 @@
 
 use super::{
     Buffer, CudaError, Device, View, ViewMut,
-    blas::{Right, product},
     device::{MOST_BLOCKS, THREADS, grid},
     sources::{ACTIVATION, ATTENTION, NORM, ROPE},
 };
@@ -43,15 +42,6 @@ pub struct DeviceRope {
 }
 
 impl Device {
-    /// `x wᵀ`: `x` is `[rows, inputs]`, `w` `[outputs, inputs]`, the result `[rows, outputs]`.
-    pub fn linear(&self, x: &Buffer<f32>, w: &Buffer<f32>, inputs: usize) -> Result<Buffer<f32>, CudaError> {
-        assert_eq!((x.len() % inputs, w.len() % inputs), (0, 0), "shapes of x and w");
-        let (rows, outputs) = (x.len() / inputs, w.len() / inputs);
-        let mut out = self.room(rows * outputs, "a product")?;
-        product(self, [rows, outputs, inputs], x, w, Right::Transposed, &mut out)?;
-        Ok(out)
-    }
-
     /// Root-mean-square norm of each row of `x` (`[rows, weight.len()]`), as [`crate::norm::rms_norm`].
     pub fn rms_norm(
         &self,

@@ -1,14 +1,10 @@
 //! The divergence of two models' distributions on the device, as [`crate::divergence`]. The kernel is `divergence.cu`, the
 //! logits are cuBLAS's.
 
-use super::{
-    Buffer, CudaError, Device, View,
-    blas::{Right, product},
-    device::grid,
-    sources::DIVERGENCE,
-};
+use super::{Buffer, CudaError, Device, Operand, device::grid, sources::DIVERGENCE};
 use crate::divergence::{Divergence, Row, Softmax};
 use cudarc::driver::{DeviceRepr, PushKernelArg};
+use std::borrow::Borrow;
 
 /// Entries of the vocabulary whose logits exist at a time.
 const COLUMNS: usize = 8192;
@@ -16,21 +12,7 @@ const COLUMNS: usize = 8192;
 const THREADS: u32 = 256;
 
 /// One side on the device: its normed hidden states `[rows, width]` and its head `[vocabulary, width]`.
-#[derive(Clone, Copy, Debug)]
-pub struct DeviceSide<'a> {
-    /// `[rows, width]`.
-    pub x: &'a Buffer<f32>,
-    /// `[vocabulary, width]`.
-    pub head: &'a Buffer<f32>,
-    /// Numbers in a row of either.
-    pub width: usize,
-}
-
-impl<'a> DeviceSide<'a> {
-    fn entries(&self, first: usize, count: usize) -> View<'a, f32> {
-        self.head.slice(first * self.width..(first + count) * self.width)
-    }
-}
+pub type DeviceSide<'a, B> = (&'a Operand<B>, &'a Operand);
 
 /// `Sums` of `divergence.cu`.
 #[repr(C)]
@@ -63,16 +45,16 @@ impl Sums {
 
 impl Device {
     /// The divergence at each of `targets.len()` rows, without writing logits whole; see [`crate::divergence::divergence`].
-    pub fn divergence(
+    pub fn divergence<B: Borrow<Buffer<f32>>>(
         &self,
-        baseline: DeviceSide<'_>,
-        model: DeviceSide<'_>,
+        baseline: DeviceSide<'_, B>,
+        model: DeviceSide<'_, B>,
         targets: &[u32],
     ) -> Result<Vec<Divergence>, CudaError> {
-        let (rows, vocabulary) = (targets.len(), baseline.head.len() / baseline.width);
-        for side in [baseline, model] {
-            assert_eq!(side.head.len(), vocabulary * side.width, "both heads have the same vocabulary");
-            assert_eq!(side.x.len(), rows * side.width, "a row of hidden states for each target");
+        let (rows, vocabulary) = (targets.len(), baseline.1.rows());
+        for (x, head) in [baseline, model] {
+            assert_eq!(head.rows(), vocabulary, "both heads have the same vocabulary");
+            assert_eq!(x.rows(), rows, "a row of hidden states for each target");
         }
         assert!(targets.iter().all(|target| (*target as usize) < vocabulary), "every target is in the vocabulary");
         if rows == 0 {
@@ -85,9 +67,8 @@ impl Device {
         let mut logits = [self.room(tile, "logits")?, self.room(tile, "logits")?];
         for first in (0..vocabulary).step_by(COLUMNS) {
             let columns = COLUMNS.min(vocabulary - first);
-            for (side, logits) in [baseline, model].into_iter().zip(&mut logits) {
-                let head = side.entries(first, columns);
-                product(self, [rows, columns, side.width], side.x, &head, Right::Transposed, logits)?;
+            for ((x, head), logits) in [baseline, model].into_iter().zip(&mut logits) {
+                self.multiply_rows(x, head, first..first + columns, logits)?;
             }
             let ([a, b], columns, first) = (&logits, columns as u32, first as u32);
             let mut launch = self.stream().launch_builder(&kernel);

@@ -1,13 +1,9 @@
 //! Negative log-likelihood under the head on the device, as [`crate::log_probability`]. The kernel is
 //! `log_probability.cu`, the logits are cuBLAS's.
 
-use super::{
-    Buffer, CudaError, Device,
-    blas::{Right, product},
-    device::grid,
-    sources::LOG_PROBABILITY,
-};
+use super::{Buffer, CudaError, Device, Operand, device::grid, sources::LOG_PROBABILITY};
 use cudarc::driver::PushKernelArg;
+use std::borrow::Borrow;
 
 /// Entries of the vocabulary whose logits exist at a time.
 const COLUMNS: usize = 8192;
@@ -17,15 +13,14 @@ const THREADS: u32 = 256;
 impl Device {
     /// `log sum_v exp(x[r]·head[v]) - x[r]·head[target[r]]` in nats, without writing the logits whole; `x` is
     /// `[targets.len(), inputs]`, `head` `[vocabulary, inputs]`.
-    pub fn negative_log_likelihood(
+    pub fn negative_log_likelihood<B: Borrow<Buffer<f32>>>(
         &self,
-        x: &Buffer<f32>,
-        head: &Buffer<f32>,
-        inputs: usize,
+        x: &Operand<B>,
+        head: &Operand,
         targets: &[u32],
     ) -> Result<Vec<f32>, CudaError> {
-        let (rows, vocabulary) = (targets.len(), head.len() / inputs);
-        assert_eq!((x.len(), head.len()), (rows * inputs, vocabulary * inputs), "shapes of x, head and targets");
+        let (rows, vocabulary) = (targets.len(), head.rows());
+        assert_eq!(x.rows(), rows, "a row of x for each target");
         assert!(targets.iter().all(|target| (*target as usize) < vocabulary), "every target is in the vocabulary");
         if rows == 0 {
             return Ok(Vec::new());
@@ -37,8 +32,7 @@ impl Device {
         let mut logits = self.room(rows * COLUMNS.min(vocabulary), "logits")?;
         for first in (0..vocabulary).step_by(COLUMNS) {
             let columns = COLUMNS.min(vocabulary - first);
-            let tile = head.slice(first * inputs..(first + columns) * inputs);
-            product(self, [rows, columns, inputs], x, &tile, Right::Transposed, &mut logits)?;
+            self.multiply_rows(x, head, first..first + columns, &mut logits)?;
             let (columns, first) = (columns as u32, first as u32);
             let mut launch = self.stream().launch_builder(&kernel);
             launch.arg(&logits).arg(&targets).arg(&columns).arg(&first);

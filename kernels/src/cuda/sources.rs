@@ -22,6 +22,7 @@ macro_rules! sources {
 sources! {
     ACTIVATION = "activation.cu",
     ATTENTION = "attention.cu",
+    BFLOAT16 = "bfloat16.cu",
     BLOCK_SOLVE = "block_solve.cu",
     CLIP = "clip.cu",
     DIVERGENCE = "divergence.cu",

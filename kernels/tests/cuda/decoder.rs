@@ -5,7 +5,7 @@ use kernels::{
     Compute,
     activation::{self, Activation},
     attention::Attention,
-    cuda::{Device, DeviceSide},
+    cuda::{Device, Operand},
     divergence::{Side, Window, divergence},
     log_probability, norm,
     rope::RopeTable,
@@ -93,6 +93,10 @@ fn attention() {
     assert!(refused.unwrap_err().to_string().contains("257"));
 }
 
+pub(crate) fn operand(device: &Device, compute: Compute, numbers: &[f32], width: usize) -> Operand {
+    device.operand(compute, device.upload(numbers).unwrap(), width).unwrap()
+}
+
 fn attend(device: &Device, attention: &Attention, operands: [&[f32]; 3]) -> Vec<f32> {
     let [q, k, v] = operands.map(|x| device.upload(x).unwrap());
     let mut out = device.zeros(q.len()).unwrap();
@@ -121,8 +125,8 @@ fn log_likelihoods() {
         head[vocabulary * inputs * 3 / 4..].iter_mut().for_each(|weight| *weight *= 3.0);
         let targets: Vec<u32> = (0..rows).map(|row| ((row * 7919 + vocabulary - 1) % vocabulary) as u32).collect();
         let expected = log_probability::negative_log_likelihood(Compute::F32, &x, &head, inputs, &targets);
-        let (x, head) = (device.upload(&x).unwrap(), device.upload(&head).unwrap());
-        let got = device.negative_log_likelihood(&x, &head, inputs, &targets).unwrap();
+        let [x, head] = [x, head].map(|numbers| operand(device, Compute::F32, &numbers, inputs));
+        let got = device.negative_log_likelihood(&x, &head, &targets).unwrap();
         for (got, expected) in got.iter().zip(&expected) {
             assert!((got - expected).abs() <= 6e-6, "{rows} x {vocabulary}: {got} {expected}");
         }
@@ -159,6 +163,7 @@ fn divergences() {
     for (rows, vocabulary, widths, spread) in [
         (1, 1, [1, 1], 1.0),
         (3, 10, [4, 4], 1.0),
+        (1, 8200, [2, 3], 1.0),
         (2, 8200, [16, 24], 3.0),
         (40, 300, [33, 17], 1.0),
         (2, 3000, [64, 64], 20.0),
@@ -166,16 +171,18 @@ fn divergences() {
     ] {
         let x = widths.map(|width| random(rows * width, 1).iter().map(|v| v * spread).collect::<Vec<f32>>());
         let mut heads = widths.map(|width| random(vocabulary * width, width as u64));
-        // The largest logits come late, so that sums are rescaled.
-        for (head, width) in heads.iter_mut().zip(widths) {
-            head[vocabulary * 3 / 4 * width..].iter_mut().for_each(|weight| *weight *= 1.5);
+        // A lone row's largest logits come last, in the second tile where there is one, so that sums are rescaled.
+        for ((head, x), width) in heads.iter_mut().zip(&x).zip(widths).filter(|_| rows == 1) {
+            let last = head.len() - width..;
+            let square: f32 = x.iter().map(|x| x * x).sum();
+            head[last].iter_mut().zip(x).for_each(|(weight, x)| *weight = 4.0 * x / square);
         }
         let side = |at: usize| Side { head: &heads[at], width: widths[at], compute: Compute::F32 };
         let targets: Vec<u32> = (0..rows).map(|row| ((row * 7919 + vocabulary - 1) % vocabulary) as u32).collect();
         let window = Window { baseline: &x[0], model: &x[1], targets: &targets };
         let expected = divergence(side(0), side(1), &[window]).remove(0);
-        let there = [0, 1].map(|at| [&x[at], &heads[at]].map(|numbers| device.upload(numbers).unwrap()));
-        let side = |at: usize| DeviceSide { x: &there[at][0], head: &there[at][1], width: widths[at] };
+        let there = [0, 1].map(|at| [&x[at], &heads[at]].map(|all| operand(device, Compute::F32, all, widths[at])));
+        let side = |at: usize| (&there[at][0], &there[at][1]);
         let got = device.divergence(side(0), side(1), &targets).unwrap();
         assert_eq!(got.len(), rows);
         let width = widths[0].max(widths[1]) as f64;
@@ -193,20 +200,17 @@ fn divergences() {
 #[test]
 fn the_first_of_equal_logits_is_preferred() {
     let Some(device) = device() else { return };
-    for (first, second) in [(5, 8195), (7, 8), (255, 256), (0, 300)] {
+    for (first, second) in [(5, 8195), (7, 8), (255, 256), (0, 300), (3, 259)] {
         let head = |places: &[usize]| {
             let mut head = vec![0.0f32; 8200];
             for place in places {
                 head[*place] = 1.0;
             }
-            device.upload(&head).unwrap()
+            operand(device, Compute::F32, &head, 1)
         };
         let (x, both, one, other) =
-            (device.upload(&[1.0f32]).unwrap(), head(&[first, second]), head(&[first]), head(&[second]));
-        let same = |a, b| {
-            let [a, b] = [a, b].map(|head| DeviceSide { x: &x, head, width: 1 });
-            device.divergence(a, b, &[0]).unwrap()[0].same_top
-        };
+            (operand(device, Compute::F32, &[1.0], 1), head(&[first, second]), head(&[first]), head(&[second]));
+        let same = |a, b| device.divergence((&x, a), (&x, b), &[0]).unwrap()[0].same_top;
         assert!(same(&both, &one) && same(&one, &both) && !same(&both, &other), "{first} and {second}");
     }
 }

@@ -1,11 +1,13 @@
 //! Gram matrices, losses and products with packed weights, within the error of float32 sums.
 
 use crate::{
+    decoder::operand,
     device, random,
     solvers::{spec, weights},
 };
+use half::bf16;
 use kernels::{
-    QuantSpec, ScaleSearch, block_solve,
+    Compute, QuantSpec, ScaleSearch, block_solve,
     cuda::{PackedWeight, Sums},
     moments,
 };
@@ -82,13 +84,44 @@ fn linear_layers_agree_with_the_definition() {
     let Some(device) = device() else { return };
     for (rows, outputs, inputs) in [(1, 1, 1), (3, 17, 40), (20, 9, 128), (0, 4, 8)] {
         let (x, w) = (random(rows * inputs, 1), random(outputs * inputs, 2));
-        let out = device.linear(&device.upload(&x).unwrap(), &device.upload(&w).unwrap(), inputs).unwrap();
-        check_product(&device.download(&out).unwrap(), &x, &w, inputs, &format!("{rows} x {outputs} x {inputs}"));
+        let case = format!("{rows} x {outputs} x {inputs}");
+        let [float32, rounded, split] = [Compute::F32, Compute::Bf16, Compute::Bf16x3].map(|compute| {
+            let [x, w] = [&x, &w].map(|numbers| operand(device, compute, numbers, inputs));
+            device.download(&device.multiply(&x, &w).unwrap()).unwrap()
+        });
+        check_product(&float32, &x, &w, inputs, 0.0, &case);
+        // Products of bfloat16 numbers are exact in float32.
+        let [x_rounded, w_rounded] =
+            [&x, &w].map(|all| all.iter().map(|v| bf16::from_f32(*v).to_f32()).collect::<Vec<f32>>());
+        check_product(&rounded, &x_rounded, &w_rounded, inputs, 0.0, &case);
+        // Three sums, and what the fourth and the rounding of the lower halves leave out.
+        check_product(&split, &x, &w, inputs, 2f64.powi(-16) + 3.0 * UNIT * (inputs as f64 + 1.0), &case);
     }
 }
 
-/// `out = x wᵀ` within what a float32 sum of `inputs` products in any order may err.
-fn check_product(out: &[f32], x: &[f32], w: &[f32], inputs: usize, case: &str) {
+/// Ties go to the even neighbour, sizes of every order keep theirs, what is no number stays none.
+#[test]
+fn numbers_are_rounded_to_bfloat16_as_on_the_cpu() {
+    let Some(device) = device() else { return };
+    let mut numbers = vec![0.0, -0.0, 1.0, f32::MIN_POSITIVE, 1e-40, f32::MAX, -f32::INFINITY];
+    // Half-way between neighbours, below an even one and above.
+    numbers.extend([1.0, 3.0].map(|halves| 1.0 + halves * 2f32.powi(-8)));
+    numbers.extend(random(1000, 1).iter().zip(0..).map(|(v, at)| v * 2f32.powi(at % 200 - 100)));
+    // One times a number, summed with nothing, is the number.
+    let one = operand(device, Compute::Bf16, &[1.0], 1);
+    let there = operand(device, Compute::Bf16, &numbers, 1);
+    let got = device.download(&device.multiply(&one, &there).unwrap()).unwrap();
+    let expected: Vec<f32> = numbers.iter().map(|v| bf16::from_f32(*v).to_f32()).collect();
+    assert_eq!(got, expected);
+    // Carrying into the sign would make a number of the second.
+    for nothing in [f32::NAN, f32::from_bits(0x7fff_ffff)].map(|nothing| operand(device, Compute::Bf16, &[nothing], 1))
+    {
+        assert!(device.download(&device.multiply(&one, &nothing).unwrap()).unwrap()[0].is_nan());
+    }
+}
+
+/// `out = x wᵀ` within what a float32 sum of `inputs` products in any order may err, and `more` of their sizes.
+fn check_product(out: &[f32], x: &[f32], w: &[f32], inputs: usize, more: f64, case: &str) {
     let outputs = w.len() / inputs;
     assert_eq!(out.len(), x.len() / inputs * outputs);
     for (row, x) in x.chunks_exact(inputs).enumerate() {
@@ -96,7 +129,7 @@ fn check_product(out: &[f32], x: &[f32], w: &[f32], inputs: usize, case: &str) {
             let terms = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
             let (sum, magnitude) = terms.fold((0.0, 0.0), |(sum, all), term| (sum + term, all + term.abs()));
             let error = (f64::from(out[row * outputs + output]) - sum).abs();
-            assert!(error <= UNIT * (inputs as f64 + 1.0) * magnitude, "{case}: {error} at {row},{output}");
+            assert!(error <= (UNIT * (inputs as f64 + 1.0) + more) * magnitude, "{case}: {error} at {row},{output}");
         }
     }
 }
@@ -115,7 +148,7 @@ fn packed_weights_multiply_like_the_weights_they_stand_for() {
                 let x = random(rows * inputs, rows as u64);
                 let out = packed.multiply(device, &device.upload(&x).unwrap()).unwrap();
                 let case = format!("{bits} bits, {rows} x {outputs} x {inputs}");
-                check_product(&device.download(&out).unwrap(), &x, &dequantized, inputs, &case);
+                check_product(&device.download(&out).unwrap(), &x, &dequantized, inputs, 0.0, &case);
             }
         }
     }

@@ -1,7 +1,8 @@
 //! A block on a graphics processor: [`DeviceBlock`], the four stages of [`Block`] on windows that lie one after the other in
 //! device memory. Linears, norms and activation take all rows at once, rope and attention a window at a time.
 //!
-//! Results agree with the CPU's but for the order of float32 sums. A window's rows don't depend on the windows beside it,
+//! Results agree with the CPU's but for the order of float32 sums; bfloat16 operands are rounded alike, but attention's
+//! products are float32 here always, and those of few rows bfloat16 too. A window's rows don't depend on the windows beside it,
 //! but for what cuBLAS chooses by the number of rows. What the kernels can't do is told beforehand, by name: [`obstacle`].
 
 pub use super::ahead::each_block;
@@ -11,27 +12,25 @@ use kernels::{
     Compute,
     activation::Activation,
     attention::Attention,
-    cuda::{Buffer, CudaError, Device, DeviceRope, DeviceSide, MOST_HEAD_WIDTH},
+    cuda::{Buffer, CudaError, Device, DeviceRope, MOST_HEAD_WIDTH, Operand},
     divergence::Divergence,
     rope::RopeTable,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Why the forward pass of such a model has no place on a device, if it hasn't.
-pub fn obstacle(config: &Config, compute: Compute) -> Option<String> {
-    if compute != Compute::F32 {
-        return Some(format!("products in {compute} are not on the device"));
-    }
+pub fn obstacle(config: &Config) -> Option<String> {
     let width = config.head_width;
     (width > MOST_HEAD_WIDTH)
         .then(|| format!("heads {width} wide are not on the device, which has room for {MOST_HEAD_WIDTH}"))
 }
 
-/// Bytes of device memory that the largest block takes.
+/// Bytes of device memory that the largest block takes, and its largest linear once more: while that is rounded to bfloat16.
 pub fn block_bytes(config: &Config) -> usize {
     let weights = |index| {
         let linears = Stage::ALL.into_iter().flat_map(move |stage| config.linears(index, stage));
-        linears.map(|linear| (linear.inputs + 1) * linear.outputs).sum::<usize>()
+        let sizes: Vec<usize> = linears.map(|linear| (linear.inputs + 1) * linear.outputs).collect();
+        sizes.iter().sum::<usize>() + sizes.iter().max().unwrap_or(&0)
     };
     let norms = 4 * config.hidden_size + 2 * config.head_width;
     ((0..config.layers.len()).map(weights).max().unwrap_or(0) + norms) * size_of::<f32>()
@@ -44,28 +43,28 @@ pub fn activation_bytes(config: &Config, tokens: usize) -> usize {
     let widest = attention.max(2 * config.intermediate_size).max(config.hidden_size);
     let input = config.hidden_size.max(config.heads * config.head_width).max(config.intermediate_size);
     let made = if config.fused { 2 * widest } else { widest };
-    tokens * (2 * config.hidden_size + input + made) * size_of::<f32>()
+    // The input twice: float32, and in bfloat16 where products want that.
+    tokens * (2 * config.hidden_size + 2 * input + made) * size_of::<f32>()
 }
 
 /// How numbers are copied to the device.
 type Upload<'a> = &'a dyn Fn(&[f32]) -> Result<Buffer<f32>, CudaError>;
 
 struct DeviceLinear {
-    weight: Buffer<f32>,
+    weight: Operand,
     bias: Option<Buffer<f32>>,
-    inputs: usize,
     outputs: usize,
 }
 
 impl DeviceLinear {
-    fn new(linear: &Linear, upload: Upload<'_>) -> Result<Self, CudaError> {
+    fn new(device: &Device, compute: Compute, linear: &Linear, upload: Upload<'_>) -> Result<Self, CudaError> {
         let bias = linear.bias.as_deref().map(upload).transpose()?;
-        let Linear { inputs, outputs, .. } = *linear;
-        Ok(Self { weight: upload(&linear.weight)?, bias, inputs, outputs })
+        let weight = device.operand(compute, upload(&linear.weight)?, linear.inputs)?;
+        Ok(Self { weight, bias, outputs: linear.outputs })
     }
 
-    fn apply(&self, device: &Device, x: &Buffer<f32>) -> Result<Buffer<f32>, CudaError> {
-        let mut out = device.linear(x, &self.weight, self.inputs)?;
+    fn apply(&self, device: &Device, x: &Operand<&Buffer<f32>>) -> Result<Buffer<f32>, CudaError> {
+        let mut out = device.multiply(x, &self.weight)?;
         if let Some(bias) = &self.bias {
             device.add_bias(&mut out, bias)?;
         }
@@ -116,6 +115,7 @@ pub struct DeviceBlock {
     /// Position in the model.
     pub index: usize,
     device: Arc<Device>,
+    compute: Compute,
     linears: [Vec<DeviceLinear>; 4],
     before_attention: DeviceNorm,
     after_attention: Option<DeviceNorm>,
@@ -145,10 +145,11 @@ impl DeviceBlock {
     fn new(device: &Arc<Device>, block: &Block, upload: Upload<'_>) -> Result<Self, CudaError> {
         let norm = |norm: &Norm| DeviceNorm::new(norm, upload);
         let optional = |norm: &Option<Norm>| norm.as_ref().map(|norm| DeviceNorm::new(norm, upload)).transpose();
-        let stage = |stage| stage_of(block, stage, upload);
+        let stage = |stage| stage_of(device, block, stage, upload);
         Ok(Self {
             index: block.index,
             device: Arc::clone(device),
+            compute: block.compute,
             linears: [stage(Stage::Qkv)?, stage(Stage::Output)?, stage(Stage::GateUp)?, stage(Stage::Down)?],
             before_attention: norm(&block.before_attention)?,
             after_attention: optional(&block.after_attention)?,
@@ -168,7 +169,7 @@ impl DeviceBlock {
     pub fn renew(&mut self, block: &Block, stage: Stage) -> Result<(), CudaError> {
         // The old ones make room first.
         self.linears[stage as usize].clear();
-        self.linears[stage as usize] = stage_of(block, stage, &|numbers| self.device.upload(numbers))?;
+        self.linears[stage as usize] = stage_of(&self.device, block, stage, &|numbers| self.device.upload(numbers))?;
         Ok(())
     }
 
@@ -239,7 +240,7 @@ impl DeviceBlock {
     }
 
     fn gate(&self, activations: &DeviceActivations) -> Result<Buffer<f32>, CudaError> {
-        let width = self.linears[Stage::Down as usize][0].inputs;
+        let width = self.linears[Stage::Down as usize][0].weight.width();
         let [mut gate, up] = self.outputs(Stage::GateUp, activations.input(), [1, 1], width)?;
         self.device.gated(self.activation, &mut gate, &up)?;
         Ok(gate)
@@ -254,6 +255,7 @@ impl DeviceBlock {
         unit: usize,
     ) -> Result<[Buffer<f32>; N], CudaError> {
         let linears = &self.linears[stage as usize];
+        let x = &self.operand(stage, x)?;
         let made: Vec<Buffer<f32>> = if linears.len() == N {
             linears.iter().map(|linear| linear.apply(&self.device, x)).collect::<Result<_, _>>()?
         } else {
@@ -269,6 +271,11 @@ impl DeviceBlock {
         Ok(made.try_into().unwrap_or_else(|_| unreachable!("a piece for each part")))
     }
 
+    /// The input of `stage` as its linears want it.
+    fn operand<'a>(&self, stage: Stage, x: &'a Buffer<f32>) -> Result<Operand<&'a Buffer<f32>>, CudaError> {
+        self.device.operand(self.compute, x, self.linears[stage as usize][0].weight.width())
+    }
+
     /// `hidden += norm(linear(input))`, the norm only where the family has one.
     fn add_to_hidden(
         &self,
@@ -276,7 +283,8 @@ impl DeviceBlock {
         norm: Option<&DeviceNorm>,
         activations: &mut DeviceActivations,
     ) -> Result<(), CudaError> {
-        let mut out = self.linears[stage as usize][0].apply(&self.device, activations.input())?;
+        let x = self.operand(stage, activations.input())?;
+        let mut out = self.linears[stage as usize][0].apply(&self.device, &x)?;
         if let Some(norm) = norm {
             out = norm.apply(&self.device, &out)?;
         }
@@ -284,16 +292,16 @@ impl DeviceBlock {
     }
 }
 
-fn stage_of(block: &Block, stage: Stage, upload: Upload<'_>) -> Result<Vec<DeviceLinear>, CudaError> {
-    block.linears(stage).iter().map(|linear| DeviceLinear::new(linear, upload)).collect()
+fn stage_of(device: &Device, block: &Block, stage: Stage, upload: Upload<'_>) -> Result<Vec<DeviceLinear>, CudaError> {
+    block.linears(stage).iter().map(|linear| DeviceLinear::new(device, block.compute, linear, upload)).collect()
 }
 
 /// [`Head`] on a device.
 pub struct DeviceHead {
     device: Arc<Device>,
-    weight: Buffer<f32>,
+    compute: Compute,
+    weight: Operand,
     norm: DeviceNorm,
-    width: usize,
 }
 
 impl DeviceHead {
@@ -304,19 +312,21 @@ impl DeviceHead {
             offset: head.config.norm_offset,
             epsilon: head.config.norm_epsilon,
         };
-        let weight = device.upload(&head.weight)?;
-        Ok(Self { device: Arc::clone(device), weight, norm, width: head.config.hidden_size })
+        let weight = device.operand(head.compute, device.upload(&head.weight)?, head.config.hidden_size)?;
+        Ok(Self { device: Arc::clone(device), compute: head.compute, weight, norm })
     }
 
     /// `hidden` through the final norm: what the head multiplies.
-    pub fn normed(&self, hidden: &Buffer<f32>) -> Result<Buffer<f32>, CudaError> {
-        self.norm.apply(&self.device, hidden)
+    fn normed(&self, hidden: &Buffer<f32>) -> Result<Operand, CudaError> {
+        let normed = self.norm.apply(&self.device, hidden)?;
+        self.device.operand(self.compute, normed, self.weight.width())
     }
 
     /// [`Head::negative_log_likelihood`].
     pub fn negative_log_likelihood(&self, hidden: &Buffer<f32>, targets: &[u32]) -> Result<Vec<f32>, CudaError> {
-        self.device.negative_log_likelihood(&self.normed(hidden)?, &self.weight, self.width, targets)
+        self.device.negative_log_likelihood(&self.normed(hidden)?, &self.weight, targets)
     }
+
     /// [`Head::divergence`].
     pub fn divergence(
         &self,
@@ -326,10 +336,6 @@ impl DeviceHead {
         targets: &[u32],
     ) -> Result<Vec<Divergence>, CudaError> {
         let (ours, theirs) = (self.normed(hidden)?, model.normed(models)?);
-        self.device.divergence(self.side(&ours), model.side(&theirs), targets)
-    }
-
-    fn side<'a>(&'a self, x: &'a Buffer<f32>) -> DeviceSide<'a> {
-        DeviceSide { x, head: &self.weight, width: self.width }
+        self.device.divergence((&ours, &self.weight), (&theirs, &model.weight), targets)
     }
 }
