@@ -309,6 +309,11 @@ pub(crate) struct Wishes {
 }
 
 impl Run {
+    /// Whether the only format is a GGUF mixture.
+    pub(crate) fn in_blocks(&self) -> bool {
+        matches!(self.output.formats[..], [Target::Gguf(_)])
+    }
+
     /// The method by its name on the command line.
     pub(crate) fn method(&self) -> String {
         let name = self.weights.method.to_possible_value();

@@ -1,5 +1,5 @@
-//! Options that the chosen method has no use for: given all the same, they are refused, since whoever gives them believes
-//! that they do something.
+//! Options that the chosen method, or a format of blocks, has no use for: given all the same, they are refused, since whoever
+//! gives them believes that they do something.
 
 use clap::{ArgMatches, Command, error::ErrorKind, parser::ValueSource};
 
@@ -17,21 +17,35 @@ const HEEDED: [(&str, &[&str]); 7] = [
     ("awq_no_clip", SCALING),
 ];
 
-/// Refuses what `method` doesn't heed; the error names all of it.
-pub(crate) fn refuse(command: &mut Command, given: &ArgMatches, method: &str) -> Result<(), clap::Error> {
-    let is_idle = |&&(option, methods): &&(&str, &[&str])| {
-        given.value_source(option) == Some(ValueSource::CommandLine) && !methods.contains(&method)
+/// What blocks of a GGUF file have of their own.
+const OF_GRIDS: [&str; 5] = ["bits", "group_size", "symmetric", "asymmetric", "scale_search"];
+
+/// Refuses what `method` doesn't heed, and with `blocks`, which is where the only format is a GGUF mixture, what its blocks
+/// settle; the error names all of it.
+pub(crate) fn refuse(command: &mut Command, given: &ArgMatches, method: &str, blocks: bool) -> Result<(), clap::Error> {
+    let is_given = |option: &str| given.value_source(option) == Some(ValueSource::CommandLine);
+    let unheeded = HEEDED.iter().filter(|(option, methods)| is_given(option) && !methods.contains(&method));
+    let unheeded: Vec<String> = unheeded.map(|(option, methods)| sentence(option, methods)).collect();
+    let settled = OF_GRIDS.iter().filter(|option| blocks && is_given(option)).map(|option| flag(option));
+    let settled: Vec<String> = settled.collect();
+    let what = match (&unheeded[..], &settled[..]) {
+        ([], []) => return Ok(()),
+        ([], settled) => format!(
+            "a GGUF mixture has blocks with bits and grids of their own, and no use for {}; beside another format, such as \
+             `--format gptq,gguf:Q4_0`, it holds that one's integers",
+            settled.join(", nor for ")
+        ),
+        (unheeded, _) => format!("--method {method} has no use for {}", unheeded.join(", nor for ")),
     };
-    let idle: Vec<String> = HEEDED.iter().filter(is_idle).map(|(option, methods)| sentence(option, methods)).collect();
-    if idle.is_empty() {
-        return Ok(());
-    }
-    let what = format!("--method {method} has no use for {}", idle.join(", nor for "));
     Err(command.error(ErrorKind::ArgumentConflict, what))
 }
 
+fn flag(option: &str) -> String {
+    format!("--{}", option.replace('_', "-"))
+}
+
 fn sentence(option: &str, methods: &[&str]) -> String {
-    format!("--{}, which is for {}", option.replace('_', "-"), methods.join(" and "))
+    format!("{}, which is for {}", flag(option), methods.join(" and "))
 }
 
 #[cfg(test)]
@@ -45,6 +59,7 @@ mod tests {
         let command = Cli::command();
         let find = |id: &str| command.get_arguments().find(|argument| argument.get_id() == id);
         let methods = find("method").unwrap().get_possible_values();
+        assert!(OF_GRIDS.iter().all(|option| find(option).is_some()));
         for (option, heeding) in HEEDED {
             assert!(find(option).is_some(), "{option}");
             assert!(heeding.iter().all(|name| methods.iter().any(|method| method.get_name() == *name)), "{heeding:?}");
@@ -56,7 +71,7 @@ mod tests {
         let refused = |line: &str, method| {
             let words = ["quantize", "m", "--out", "o"].into_iter().chain(line.split_whitespace());
             let matches = Cli::command().try_get_matches_from(words).unwrap();
-            refuse(&mut Cli::command(), &matches, method).err().map(|error| error.to_string())
+            refuse(&mut Cli::command(), &matches, method, line.contains("gguf")).err().map(|error| error.to_string())
         };
         assert_eq!(refused("--damping 0.1 --act-order desc", "gptq"), None);
         assert_eq!(refused("", "rtn"), None);
@@ -66,5 +81,8 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         assert!(refused("--awq-no-clip", "gptq").unwrap().contains("--awq-no-clip"));
+        let error = refused("--format gguf:Q4_0 --bits 3 --asymmetric", "rtn").unwrap();
+        assert!(error.contains("no use for --bits, nor for --asymmetric"), "{error}");
+        assert_eq!(refused("--format gguf:Q4_0", "rtn"), None);
     }
 }

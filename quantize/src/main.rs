@@ -16,7 +16,8 @@ fn main() -> std::process::ExitCode {
     let given = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
     if cli.command.is_none() {
-        idle::refuse(&mut Cli::command(), &given, &cli.run.method()).unwrap_or_else(|error| error.exit());
+        idle::refuse(&mut Cli::command(), &given, &cli.run.method(), cli.run.in_blocks())
+            .unwrap_or_else(|error| error.exit());
     }
     console::run(|| match cli.command {
         Some(Command::Inspect { path, json }) => inspect(&path, json),
