@@ -104,7 +104,10 @@ impl Job {
         let device_windows = resident::windows(&engine, &checkpoint, &plan, windows, request.device_windows)?;
         let mut cost = preflight::estimate(&checkpoint, &plan, windows, request.threads, request.memory, &request.out)?;
         let on_device = resident::captures(&engine, &checkpoint);
-        cost.seconds = cost.seconds.filter(|_| !on_device);
+        if on_device && calibration.is_some() {
+            cost.seconds = None;
+            cost.memory += preflight::read_ahead(&plan);
+        }
         let mut identity = json!({
             "tool": card::TOOL,
             "model": request.model,

@@ -113,9 +113,19 @@ impl Cost {
     }
 }
 
-fn memory_needed(plan: &ValidPlan, windows: &[Vec<u32>], threads: usize) -> u64 {
+/// Weights of the largest block.
+fn largest_block(plan: &ValidPlan) -> u64 {
     let blocks = by_block(&plan.modules);
-    let block = blocks.values().map(|modules| modules.iter().map(|m| weights(m)).sum::<u64>()).max().unwrap_or(0);
+    blocks.values().map(|modules| modules.iter().map(|m| weights(m)).sum::<u64>()).max().unwrap_or(0)
+}
+
+/// Bytes of a block that is read while another one is at work, as where the model runs on a device.
+pub fn read_ahead(plan: &ValidPlan) -> u64 {
+    largest_block(plan) * size_of::<f32>() as u64
+}
+
+fn memory_needed(plan: &ValidPlan, windows: &[Vec<u32>], threads: usize) -> u64 {
+    let block = largest_block(plan);
     let linear = plan.quantized().map(weights).max().unwrap_or(0);
     let widest = plan.modules.iter().map(|m| m.inputs as u64).max().unwrap_or(0);
     // The block in float32, its integers, and those once more while they are written.
