@@ -31,171 +31,21 @@ use crate::{
     pass::Flight,
     statistics::Accumulator,
     stream::Stream,
+    walk::widest_input,
 };
-use kernels::{
-    Engine,
-    cuda::{CudaError, Sums},
+pub use crate::{
+    visitor::{Divisors, Visitor},
+    walk::{DriveReport, DriverOptions, Inputs, Seconds, Sequence, activation_bytes},
 };
+use kernels::cuda::{CudaError, Sums};
 use model::{
-    Block, Checkpoint, Config, Linear, ModelError, Stage,
-    decoder::{Activations, Head, device::DeviceBlock},
+    Block, Checkpoint, ModelError, Stage,
+    decoder::{Activations, device::DeviceBlock},
 };
-use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
-    path::PathBuf,
     thread::{self, ScopedJoinHandle},
     time::Instant,
 };
-
-/// Whose outputs the layers after see.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Inputs {
-    /// Those of the replaced layers before.
-    #[default]
-    Quantized,
-    /// Those of the original model.
-    Original,
-}
-
-/// How the linears of a block follow each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Sequence {
-    /// In true sequence: each stage sees the replaced stages before it.
-    #[default]
-    Module,
-    /// All at once.
-    Block,
-}
-
-/// By what the columns of stages' inputs were divided.
-pub type Divisors = BTreeMap<Stage, Vec<f32>>;
-
-/// What the driver calls back.
-pub trait Visitor {
-    /// Puts the replaced weights of a block finished in an earlier run into `block`; `false` if there is none. The block
-    /// is then only carried through, not captured.
-    fn restore(&mut self, block: &mut Block) -> Result<bool, CalibrationError>;
-
-    /// Whether any linear of this stage wants statistics (skipped modules don't).
-    fn wants(&self, linears: &[Linear]) -> bool;
-
-    /// Replaces the weights of `linears`, which share the input that `statistics` describes.
-    fn stage(
-        &mut self,
-        block: usize,
-        stage: Stage,
-        linears: &mut [Linear],
-        statistics: &LayerStatistics,
-    ) -> Result<(), CalibrationError>;
-
-    /// Whether [`Visitor::prepare`] wants to see blocks before their stages are replaced.
-    fn prepares(&self) -> bool {
-        false
-    }
-
-    /// Tokens, about, of the windows whose residual stream [`Visitor::prepare`] wants to see.
-    fn sample_tokens(&self) -> usize {
-        0
-    }
-
-    /// Changes the weights of `block` in ways that leave what it computes as it was, given the statistics of the input of
-    /// each wanted stage and, of a few windows, the residual stream before the block, `[tokens, hidden_size]`. Where that changes a stage's input, `captured` has to be changed alike, and by what its columns
-    /// were divided is part of the result.
-    fn prepare(
-        &mut self,
-        block: &mut Block,
-        captured: &mut [(Stage, LayerStatistics)],
-        sample: &[Vec<f32>],
-    ) -> Result<Divisors, CalibrationError> {
-        let _ = (block, captured, sample);
-        Ok(Divisors::new())
-    }
-
-    /// A block is done, all its weights replaced; what the visitor wants to survive a crash it makes durable here.
-    fn block_done(&mut self, block: &Block) -> Result<(), CalibrationError>;
-
-    /// Whether the language-model head wants statistics. Then activations are carried past the last block.
-    fn wants_head(&self) -> bool {
-        false
-    }
-
-    /// Statistics of the head's input, the last block's output through the final norm.
-    fn head(&mut self, head: &Head, statistics: &LayerStatistics) -> Result<(), CalibrationError> {
-        let _ = (head, statistics);
-        Ok(())
-    }
-}
-
-/// Settings of the walk.
-#[derive(Clone, Debug)]
-pub struct DriverOptions {
-    /// Whose outputs later layers see.
-    pub inputs: Inputs,
-    /// How linears inside a block follow each other.
-    pub sequence: Sequence,
-    /// Whether the original model runs beside, to compare inputs with; under `original` there is nothing to compare.
-    pub compare_original: bool,
-    /// Bytes of activations held in memory; above that they live in a memory-mapped temporary file.
-    pub activation_bytes_in_memory: usize,
-    /// Where that file goes.
-    pub spill_folder: PathBuf,
-    /// Where passes run. Statistics differ from place to place by the order of float32 sums. A model that a device can't
-    /// take ([`model::decoder::device::obstacle`]) runs on the CPU.
-    pub engine: Engine,
-    /// Windows whose activations stay on the device from pass to pass; changes no result.
-    pub device_windows: usize,
-}
-
-/// Seconds spent on a part of the walk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Seconds {
-    /// Bringing weights and embeddings in.
-    pub load: f64,
-    /// Forward passes.
-    pub propagate: f64,
-    /// Summing up statistics.
-    pub capture: f64,
-    /// Inside the visitor.
-    pub visit: f64,
-}
-
-/// What a walk took.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct DriveReport {
-    /// Tokens in all windows.
-    pub tokens: usize,
-    /// Blocks that the visitor restored.
-    pub restored: usize,
-    /// Seconds for each block; embedding counts as loading the first.
-    pub blocks: Vec<Seconds>,
-    /// Bytes of the windows' activations, wherever they lived.
-    pub activation_bytes: usize,
-    /// Those of them that lived in a temporary file.
-    pub spilled_bytes: usize,
-}
-
-/// Bytes of activations that [`drive`] will store for `tokens` tokens: the residual stream, and with it, where stages
-/// follow each other over all windows, the widest input of a stage; twice that if the original model runs beside.
-pub fn activation_bytes(
-    config: &Config,
-    tokens: usize,
-    (inputs, sequence): (Inputs, Sequence),
-    compare_original: bool,
-) -> usize {
-    let stage_input = match (inputs, sequence) {
-        (Inputs::Quantized, Sequence::Module) => widest_input(config),
-        _ => 0,
-    };
-    let streams = if compare_original && inputs == Inputs::Quantized { 2 } else { 1 };
-    tokens.saturating_mul(streams * (config.hidden_size + stage_input)).saturating_mul(size_of::<f32>())
-}
-
-fn widest_input(config: &Config) -> usize {
-    config.hidden_size.max(config.intermediate_size).max(config.heads * config.head_width)
-}
 
 /// Walks `checkpoint` over `windows` (token ids; all of one length or not).
 pub fn drive(

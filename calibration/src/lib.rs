@@ -17,6 +17,8 @@ mod pass;
 pub mod statistics;
 pub mod statistics_file;
 mod stream;
+pub mod visitor;
+pub mod walk;
 pub mod window;
 
 pub use driver::{DriveReport, DriverOptions, Inputs, Sequence, Visitor, drive};

@@ -93,7 +93,8 @@ impl Measure {
     fn number(self, value: f64) -> (String, &'static str) {
         let (text, unit) = match self {
             Self::Perplexity | Self::ReadingTime | Self::WritingTime => {
-                (format!("{:+.2}", 100.0 * value.exp_m1()), " %")
+                let percent = 100.0 * value.exp_m1();
+                (format!("{percent:+.*}", if percent < 1000.0 { 2 } else { 0 }), " %")
             }
             Self::Divergence => (format!("{value:+.*}", decimals(value)), " nats"),
             Self::Task => (format!("{:+.2}", 100.0 * value), " points"),
@@ -142,6 +143,7 @@ mod tests {
         assert_eq!(percent(0.031_f64.ln_1p()), "+3.10 %");
         assert_eq!(percent(-0.0005), "\u{2212}0.05 %");
         assert_eq!(percent(-1e-9), "0.00 %");
+        assert_eq!(percent(1234.5_f64.ln()), "+123350 %");
         let estimate = Estimate { value: 0.0, interval: Some([-0.01, 0.01]), seeds: 1, seed_deviation: None };
         assert_eq!(Measure::Perplexity.interval(&estimate), "\u{2212}1.00 to +1.01 %");
         assert_eq!(Measure::Task.interval(&estimate), "\u{2212}1.00 to +1.00 points");
