@@ -35,6 +35,11 @@ impl Measure {
     /// Every measure, in the order of reports.
     pub const ALL: [Self; 5] = [Self::Perplexity, Self::Divergence, Self::Task, Self::ReadingTime, Self::WritingTime];
 
+    /// Whether a loss is the logarithm of a ratio.
+    pub fn is_ratio(self) -> bool {
+        self == Self::Perplexity || self.is_timed()
+    }
+
     /// Whether the clock is read: the checkpoint has to be the one that would be used.
     pub fn is_timed(self) -> bool {
         matches!(self, Self::ReadingTime | Self::WritingTime)
