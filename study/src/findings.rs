@@ -95,6 +95,8 @@ pub struct Curve {
 pub struct Parts {
     /// `only` or `without`.
     pub how: String,
+    /// Their kind.
+    pub kind: part::Kind,
     /// The other settings, where they vary.
     pub title: String,
     /// Each part and its mean loss, the largest first.
@@ -111,12 +113,15 @@ pub fn parts(results: &Results<'_>) -> Vec<Parts> {
         let Some((how, place)) = group.settings.part.as_deref().and_then(part::split) else { continue };
         let Some(loss) = results.mean_loss(group).map(|loss| loss.estimate()) else { continue };
         let rest = Settings { part: None, ..group.settings.clone() };
-        let known = found.iter().position(|(settings, parts)| *settings == rest && parts.how == how);
+        // Parts of different kinds overlap: each kind is ranked, and summed, by itself.
+        let kind = part::kind(place);
+        let same = |(settings, parts): &(Settings, Parts)| *settings == rest && parts.kind == kind && parts.how == how;
+        let known = found.iter().position(same);
         let index = known.unwrap_or_else(|| {
             let title = if axes.is_empty() { String::new() } else { rest.label(&axes) };
             let whole = results.groups.iter().find(|group| group.settings == rest);
             let all = whole.and_then(|group| results.mean_loss(group)).map(|loss| loss.estimate());
-            found.push((rest, Parts { how: how.to_owned(), title, parts: Vec::new(), all }));
+            found.push((rest, Parts { how: how.to_owned(), kind, title, parts: Vec::new(), all }));
             found.len() - 1
         });
         found[index].1.parts.push((place.to_owned(), loss));

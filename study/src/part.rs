@@ -49,6 +49,41 @@ pub fn split(part: &str) -> Option<(&str, &str)> {
     part.split_once(' ').filter(|(how, _)| ["only", "without"].contains(how))
 }
 
+/// What kind of part a place is. Parts of one kind don't overlap, but for globs; parts of different kinds do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Modules by a glob.
+    Glob,
+    /// `qkv`: a stage of all layers.
+    Stage,
+    /// `layer 3`.
+    Layer,
+    /// `layer 3 qkv`.
+    LayerStage,
+}
+
+impl Kind {
+    /// For one of them, and for all.
+    pub fn names(self) -> [&'static str; 2] {
+        match self {
+            Self::Glob => ["part", "parts"],
+            Self::Stage => ["stage", "stages"],
+            Self::Layer => ["layer", "layers"],
+            Self::LayerStage => ["stage of a layer", "stages of layers"],
+        }
+    }
+}
+
+/// The kind of `place`.
+pub fn kind(place: &str) -> Kind {
+    match place.split_whitespace().collect::<Vec<_>>().as_slice() {
+        ["layer", _, _] => Kind::LayerStage,
+        ["layer", _] => Kind::Layer,
+        [name] if STAGES.iter().any(|(known, _)| known == name) => Kind::Stage,
+        _ => Kind::Glob,
+    }
+}
+
 /// `options` that leave the rest of the model, or the part, in full precision.
 pub fn applied(part: &str, options: Options, config: &Config) -> Result<Options, StudyError> {
     if part == "all" {
@@ -105,6 +140,12 @@ mod tests {
         assert_eq!(expanded("only each stage", &config)[2], "only gate-up");
         assert_eq!(expanded("only layer 1", &config), ["only layer 1"]);
         assert_eq!(expanded("all", &config), ["all"]);
+    }
+
+    #[test]
+    fn kinds_are_told_apart() {
+        let kinds = ["layer 3 qkv", "layer 3", "down", "*.o_proj"].map(kind);
+        assert_eq!(kinds, [Kind::LayerStage, Kind::Layer, Kind::Stage, Kind::Glob]);
     }
 
     #[test]

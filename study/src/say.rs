@@ -115,17 +115,18 @@ fn worst(measure: Measure, parts: &Parts) -> String {
     let named = |(place, loss): &(String, Estimate)| format!("{place} ({})", measure.with_interval(loss));
     let title = if parts.title.is_empty() { String::new() } else { format!("With {}: ", parts.title) };
     let all = parts.all.as_ref().map(|all| measure.change(all.value));
+    let [one, many] = parts.kind.names();
     if parts.how == "only" {
         let worst = parts.parts.iter().take(WORST).map(named).collect::<Vec<_>>().join("; ");
         let sum = measure.change(sum);
         let whole = all.map_or_else(String::new, |all| format!(", and everything at once does {all}"));
         return sentence(format!(
-            "{title}quantized alone, most damage does {worst}; all parts together, each alone, do {sum}{whole}."
+            "{title}quantized alone, most damage of a {one} does {worst}; all {many} together, each alone, do {sum}{whole}."
         ));
     }
     let best = parts.parts.iter().rev().take(WORST).map(named).collect::<Vec<_>>().join("; ");
     let whole = all.map_or_else(String::new, |all| format!(", of {all} with nothing restored"));
-    sentence(format!("{title}restored alone, most is given back by {best}: that is what remains{whole}."))
+    sentence(format!("{title}of {many} restored alone, most is given back by {best}: that is what remains{whole}."))
 }
 
 /// `text` with a capital letter.

@@ -43,7 +43,8 @@ pub struct Suggestion {
     pub divergence: f64,
 }
 
-/// The measured options of every part of `model`, from cells that quantize one part alone.
+/// The measured options of every part of `model`, from cells that quantize one part alone; of the finest kind of parts that were
+/// measured, since parts of different kinds overlap.
 pub fn options(plan: &Plan, contents: &Contents, model: &str, float_bytes: u64) -> BTreeMap<String, Vec<Choice>> {
     let mut found: BTreeMap<String, Sums> = BTreeMap::new();
     for cell in plan.cells.iter().filter(|cell| cell.model == model && !cell.twin) {
@@ -69,7 +70,8 @@ pub fn options(plan: &Plan, contents: &Contents, model: &str, float_bytes: u64) 
         let choices = options.into_iter().map(choice).collect();
         (place, choices)
     };
-    found.into_iter().map(choices).collect()
+    let finest = found.keys().map(|place| part::kind(place)).max();
+    found.into_iter().filter(|(place, _)| Some(part::kind(place)) == finest).map(choices).collect()
 }
 
 /// The best of `options` within `budget` bytes, for a checkpoint whose float tensors take `float_bytes`.

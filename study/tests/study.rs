@@ -550,11 +550,11 @@ fn parts_are_ranked_and_bits_suggested_under_a_budget() {
     let bench = Bench::new(&format!("shortcut-check = false\n{study}"));
     bench.succeed(&["run"]);
     let (answer, _) = bench.succeed(&["report"]);
-    assert!(answer.contains("uantized alone, most damage does layer "), "{answer}");
+    assert!(answer.contains("uantized alone, most damage of a stage of a layer does layer "), "{answer}");
     assert!(answer.contains("and everything at once does"), "{answer}");
     let markdown = fs::read_to_string(bench.path("study.results/report.md")).unwrap();
     assert!(
-        markdown.contains("Damage of each part alone, 4 bits") && markdown.contains("| punctuation |"),
+        markdown.contains("Damage of each stage of a layer alone, 4 bits") && markdown.contains("| punctuation |"),
         "{markdown}"
     );
     let html = fs::read_to_string(bench.path("study.results/report.html")).unwrap();

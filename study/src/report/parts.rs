@@ -19,9 +19,10 @@ const DRAWN: usize = 24;
 /// Parts of the model one at a time, the worst first.
 pub(super) fn damage(measure: Measure, parts: &Parts) -> Result<Section, StudyError> {
     let with = if parts.title.is_empty() { String::new() } else { format!(", {}", parts.title) };
+    let [one, _] = parts.kind.names();
     let (what, title) = match parts.how.as_str() {
-        "only" => ("quantized and nothing else", "Damage of each part alone"),
-        _ => ("left as it is and everything else quantized", "What remains with one part restored"),
+        "only" => ("quantized and nothing else", format!("Damage of each {one} alone")),
+        _ => ("left as it is and everything else quantized", format!("What remains with one {one} restored")),
     };
     let marks: Vec<Mark> = parts
         .parts
@@ -32,7 +33,7 @@ pub(super) fn damage(measure: Measure, parts: &Parts) -> Result<Section, StudyEr
     let more = parts.parts.len().saturating_sub(DRAWN);
     let more = if more > 0 { format!(" {more} more are in the table.") } else { String::new() };
     let caption =
-        format!("{} with one part {what}{with}, with 95 % intervals, averaged over texts.{more}", against(measure));
+        format!("{} with one {one} {what}{with}, with 95 % intervals, averaged over texts.{more}", against(measure));
     let sum: f64 = parts.parts.iter().map(|(_, loss)| loss.value).sum();
     let rows = parts.parts.iter().map(|(place, loss)| {
         let share = loss.value / sum;
@@ -43,8 +44,8 @@ pub(super) fn damage(measure: Measure, parts: &Parts) -> Result<Section, StudyEr
         ]
     });
     let table = Table {
-        caption: format!("Each part{with}"),
-        headings: headings(["part", measure.loss(), "share of the sum"]),
+        caption: format!("Each {one}{with}"),
+        headings: headings([one, measure.loss(), "share of the sum"]),
         rows: rows.collect(),
     };
     let all = parts.all.as_ref().map(|all| {
@@ -54,7 +55,7 @@ pub(super) fn damage(measure: Measure, parts: &Parts) -> Result<Section, StudyEr
             measure.change(sum)
         )
     });
-    let name = slug(&format!("parts {} {}", parts.how, parts.title));
+    let name = slug(&format!("{} {one} {}", parts.how, parts.title));
     Ok(Section {
         title: format!("{title}{with}"),
         text: all.into_iter().collect(),
