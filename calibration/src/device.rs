@@ -8,6 +8,7 @@ use crate::{
     LayerStatistics,
     activations::{Area, Layout},
     driver::DriverOptions,
+    walk::widest_input,
 };
 use kernels::{
     Engine,
@@ -57,9 +58,8 @@ pub fn working_bytes(config: &Config, lengths: &[usize], compare_original: bool)
 
 /// Bytes of device memory that the activations of a window of `tokens` tokens take where they stay.
 pub fn resident_bytes(config: &Config, tokens: usize, compare_original: bool) -> usize {
-    let widest = config.hidden_size.max(config.intermediate_size).max(config.heads * config.head_width);
     let streams = if compare_original { 2 } else { 1 };
-    streams * tokens * (config.hidden_size + widest) * size_of::<f32>()
+    streams * tokens * (config.hidden_size + widest_input(config)) * size_of::<f32>()
 }
 
 /// The device that passes run on.

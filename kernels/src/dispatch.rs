@@ -4,6 +4,9 @@
 //! Bodies write fused operations as `mul_add` and sums over an explicit array of lanes, so that every version does the
 //! same arithmetic in the same order; the compiler only chooses how many lanes go into one register.
 
+#[cfg(target_arch = "x86_64")]
+use std::sync::atomic::{AtomicU8, Ordering};
+
 /// Declares functions whose bodies are compiled for each instruction set.
 macro_rules! vectorized {
     ($($(#[$attribute:meta])* $visible:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
@@ -24,15 +27,15 @@ macro_rules! vectorized {
                 fn with_avx512($($argument: $type),*) $(-> $result)? {
                     body($($argument),*)
                 }
-                if $crate::dispatch::has_avx512() {
-                    // SAFETY: as below.
-                    return unsafe { with_avx512($($argument),*) };
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    // SAFETY: the processor was just found to have the features that the function is compiled for.
-                    return unsafe { with_avx2($($argument),*) };
+                match $crate::dispatch::level() {
+                    // SAFETY: the processor was found to have the features that the function is compiled for.
+                    $crate::dispatch::Level::Avx512 => unsafe { with_avx512($($argument),*) },
+                    // SAFETY: as above.
+                    $crate::dispatch::Level::Avx2 => unsafe { with_avx2($($argument),*) },
+                    $crate::dispatch::Level::Baseline => body($($argument),*),
                 }
             }
+            #[cfg(not(target_arch = "x86_64"))]
             body($($argument),*)
         }
     )*};
@@ -40,14 +43,50 @@ macro_rules! vectorized {
 
 pub(crate) use vectorized;
 
-/// Whether the parts of AVX-512 are there that every processor since 2017 with any of it has.
+/// What loops may use of this processor.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Level {
+    /// What every x86-64 has.
+    Baseline = 1,
+    /// AVX2 with fused multiply-add.
+    Avx2,
+    /// These, and the parts of AVX-512 that every processor since 2017 with any of it has.
+    Avx512,
+}
+
+/// The level of this processor. Short loops ask for it at each call, so that it costs a load and two comparisons.
 #[cfg(target_arch = "x86_64")]
 #[inline]
-pub(crate) fn has_avx512() -> bool {
-    is_x86_feature_detected!("avx512f")
+pub(crate) fn level() -> Level {
+    /// 0 before it was found.
+    static KNOWN: AtomicU8 = AtomicU8::new(0);
+    const AVX2: u8 = Level::Avx2 as u8;
+    const AVX512: u8 = Level::Avx512 as u8;
+    match KNOWN.load(Ordering::Relaxed) {
+        AVX512 => Level::Avx512,
+        AVX2 => Level::Avx2,
+        0 => {
+            let found = find();
+            KNOWN.store(found as u8, Ordering::Relaxed);
+            found
+        }
+        _ => Level::Baseline,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[cold]
+fn find() -> Level {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx512 = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("avx512vl");
+    match (avx2, avx512) {
+        (true, true) => Level::Avx512,
+        (true, false) => Level::Avx2,
+        (false, _) => Level::Baseline,
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! All products run on the calling thread; whoever calls cuts the work for several.
 
-use crate::dispatch::vectorized;
+use crate::dispatch::{self, vectorized};
 use gemm::Parallelism;
 
 /// A matrix inside a slice: entry `(i, j)` is `data[i * row + j * column]`.
@@ -185,7 +185,7 @@ type Tile<const ROWS: usize, const OUTPUTS: usize> = fn(&[f32], &[f32], usize) -
 /// The tile for AVX2, if this processor has it.
 fn small_tile() -> Option<Tile<4, 2>> {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+    if dispatch::level() != dispatch::Level::Baseline {
         return Some(|x, w, inputs| {
             // SAFETY: the processor was just found to have the features that the function is compiled for.
             #[allow(unsafe_code)]
@@ -200,7 +200,7 @@ fn small_tile() -> Option<Tile<4, 2>> {
 /// The tile for AVX-512, if this processor has it.
 fn large_tile() -> Option<Tile<8, 4>> {
     #[cfg(target_arch = "x86_64")]
-    if crate::dispatch::has_avx512() {
+    if dispatch::level() == dispatch::Level::Avx512 {
         return Some(|x, w, inputs| {
             // SAFETY: the processor was just found to have the features that the function is compiled for.
             #[allow(unsafe_code)]

@@ -61,7 +61,7 @@ fn accumulate_split(gram: &mut [f32], x: &[f32], width: usize, unit: Unit) {
         let (rows, left) = (panel.len() / width, width.min(count * PANEL));
         let mut sums = vec![0.0; rows * left];
         let packed: Vec<&Packed> = columns[..count].iter().map(|columns| &columns.packed).collect();
-        Packed::multiply_each(&packed, rows, &columns[count - 1].transposed, (&mut sums, left));
+        Packed::multiply_each(&packed, rows, (&columns[count - 1].transposed, x.len() / width), (&mut sums, left));
         for (i, (row, sums)) in panel.chunks_exact_mut(width).zip(sums.chunks_exact(left)).enumerate() {
             for (gram, sum) in row[..=(count - 1) * PANEL + i].iter_mut().zip(sums) {
                 *gram += sum;

@@ -7,11 +7,8 @@
 //!
 //! Both are 1 for statistics that solvers can't tell apart (a factor common to all of a Hessian changes no solution).
 
-use crate::StudyError;
-use calibration::{
-    LayerStatistics,
-    captured::{Captured, Statistics as _},
-};
+use crate::{StudyError, solve::statistics_of};
+use calibration::{LayerStatistics, captured::Statistics as _};
 use model::{Checkpoint, Stage};
 use serde::Serialize;
 use std::path::Path;
@@ -32,10 +29,10 @@ pub struct Agreement {
 /// The agreement of the statistics in folders `first` and `second`, both of `model`.
 pub fn agreement(model: &str, first: &Path, second: &Path) -> Result<Vec<Agreement>, StudyError> {
     let checkpoint = Checkpoint::open(model)?;
-    let blocks = checkpoint.config.layers.len();
-    let [first, second] = [Captured::open(first, blocks)?, Captured::open(second, blocks)?];
+    let files = checkpoint.source_files()?;
+    let [first, second] = [statistics_of(&checkpoint, &files, first)?, statistics_of(&checkpoint, &files, second)?];
     let mut stages = Stage::ALL.map(|stage| (stage, Vec::new(), Vec::new()));
-    for block in 0..blocks {
+    for block in 0..checkpoint.config.layers.len() {
         let both = first.block(&checkpoint.config, block)?.into_iter().zip(second.block(&checkpoint.config, block)?);
         for ((_, hessians, diagonals), ((_, a), (_, b))) in stages.iter_mut().zip(both) {
             hessians.push(similarity(&a.gram, &b.gram));

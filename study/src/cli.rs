@@ -311,11 +311,11 @@ pub(crate) struct SampleOptions {
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
     /// Texts to write
-    #[arg(long, value_name = "COUNT", default_value_t = 128)]
-    pub(crate) texts: usize,
+    #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) texts: u32,
     /// The most tokens of a text
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
-    pub(crate) length: usize,
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) length: u32,
     /// What logits are divided by: 1 is as the model has it, less is likelier text
     #[arg(long, value_name = "NUMBER", default_value_t = 1.0, value_parser = positive)]
     pub(crate) temperature: f64,

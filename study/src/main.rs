@@ -426,6 +426,7 @@ fn agreement(model: &str, first: &Path, second: &Path, json: bool) -> anyhow::Re
 fn sample(options: SampleOptions) -> anyhow::Result<Exit> {
     start_threads(options.threads)?;
     let SampleOptions { model, texts, length, temperature, seed, out, .. } = options;
+    let (texts, length) = (texts as usize, length as usize);
     let what = study::sample::Sample { model, texts, length, temperature, seed, out };
     let tokens = study::sample::sample(&what)?;
     done(&format!("written: {texts} texts, {tokens} tokens, to {}", what.out.display()))

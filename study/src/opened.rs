@@ -15,6 +15,7 @@ use crate::{
     part,
     questions::Questions,
     settings::{self, Settings},
+    speed,
     store::{CalibrationRecord, EvaluatedText, SourceRecord},
 };
 use calibration::{CalibrationSet, domain::Domain};
@@ -77,6 +78,7 @@ impl PreparedText {
     /// Tokens that go through the model.
     pub fn tokens_fed(&self) -> usize {
         match &self.given {
+            Given::Text(prepared) if self.measure.is_timed() => speed::RUNS * prepared.tokens_fed(),
             Given::Text(prepared) => prepared.tokens_fed(),
             Given::Task(questions) => questions.tokens_fed(),
         }

@@ -28,7 +28,7 @@ pub struct Sample {
     pub model: String,
     /// Texts.
     pub texts: usize,
-    /// The most tokens of each.
+    /// The most tokens of each, at least one.
     pub length: usize,
     /// What logits are divided by.
     pub temperature: f64,
@@ -58,7 +58,7 @@ pub fn sample(what: &Sample) -> Result<usize, StudyError> {
     let requests: Vec<Request> = (0..what.texts)
         .map(|_| Request {
             prompt: vec![firsts[random.random_range(0..firsts.len())]],
-            longest: what.length.saturating_sub(1),
+            longest: what.length - 1,
             sampling: Some(Sampling { temperature: what.temperature, top_p: 1.0, seed: random.random() }),
         })
         .collect();

@@ -7,7 +7,7 @@ use calibration::{
     domain::Domain,
 };
 use console::Progress;
-use model::{Checkpoint, format::Target};
+use model::{Checkpoint, checkpoint::SourceFile, format::Target};
 use quantize::{AwqOptions, Compute, Job, Options, Outcome, QuantizeError, Request, preflight};
 use serde_json::json;
 use std::{
@@ -77,24 +77,23 @@ pub fn capture(what: &Capture) -> Result<Captured, StudyError> {
     Ok(captured)
 }
 
+/// The statistics in `folder`, which have to be of `checkpoint`, whose files are `files`.
+pub fn statistics_of(checkpoint: &Checkpoint, files: &[SourceFile], folder: &Path) -> Result<Captured, StudyError> {
+    let captured = Captured::open(folder, checkpoint.config.layers.len())?;
+    if captured.origin.model_sha256.iter().eq(files.iter().map(|file| &file.sha256)) {
+        return Ok(captured);
+    }
+    let (folder, model) = (folder.display(), &checkpoint.reference);
+    Err(StudyError::Settings(format!("{folder} holds statistics of another model than {model}")))
+}
+
 /// Solves every block on the statistics and writes the checkpoint, proven like any other.
 pub fn solve(what: &Solve) -> Result<Outcome, StudyError> {
     let started = Instant::now();
     let checkpoint = Checkpoint::open(&what.model)?;
     let files = checkpoint.source_files()?;
-    let model_sha256: Vec<&str> = files.iter().map(|file| file.sha256.as_str()).collect();
-    let mut parts = Vec::new();
-    for (folder, weight) in &what.statistics {
-        let captured = Captured::open(folder, checkpoint.config.layers.len())?;
-        if captured.origin.model_sha256 != model_sha256 {
-            let folder = folder.display();
-            return Err(StudyError::Settings(format!(
-                "{folder} holds statistics of another model than {}",
-                what.model
-            )));
-        }
-        parts.push((*weight, captured));
-    }
+    let opened = |(folder, weight): &(PathBuf, f64)| Ok((*weight, statistics_of(&checkpoint, &files, folder)?));
+    let parts = what.statistics.iter().map(opened).collect::<Result<Vec<_>, StudyError>>()?;
     let origins: Vec<_> = parts.iter().map(|(weight, part)| json!({ "weight": weight, "of": part.origin })).collect();
     let plan = options(what, &parts)?.check(&checkpoint.config)?;
     let cost = preflight::estimate(&checkpoint, &plan, &[], what.threads, None, &what.out)?;

@@ -31,6 +31,9 @@ const PROMPT: usize = 16;
 /// Tokens written after it at most.
 const WRITTEN: usize = 32;
 
+/// How often the text is gone through; for writing, which takes another number of tokens, a rough measure.
+pub const RUNS: usize = 1 + REPETITIONS;
+
 /// What was timed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Timed {

@@ -374,6 +374,15 @@ fn statistics_are_captured_mixed_and_solved_without_the_model_running() {
     assert!(agreement("prose", "prose").iter().all(|similarity| (similarity - 1.0).abs() < 1e-9));
     assert!(agreement("prose", "code").iter().all(|similarity| (0.1..0.999).contains(similarity)));
     assert!(bench.succeed(&["agreement", "demo", "prose", "code"]).0.contains("gate-up"));
+    let origin = bench.path("prose/statistics.json");
+    let mut of_another: Value = serde_json::from_slice(&fs::read(&origin).unwrap()).unwrap();
+    of_another["model_sha256"] = Value::Array(vec!["0".repeat(64).into()]);
+    fs::write(&origin, of_another.to_string()).unwrap();
+    for refused in
+        [&["agreement", "demo", "code", "prose"][..], &["solve", "demo", "--statistics", "prose", "--out", "x"]]
+    {
+        assert!(bench.fail(refused).contains("prose holds statistics of another model than demo"));
+    }
     fs::remove_file(bench.path("code/block-00000.safetensors")).unwrap();
     let error = bench.fail(&["solve", "demo", "--statistics", "code", "--out", "other"]);
     assert!(error.contains("block 0 of"), "{error}");

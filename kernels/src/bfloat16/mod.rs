@@ -140,37 +140,25 @@ impl Packed {
     }
 
     /// The same where rows lie so many numbers apart.
-    pub(crate) fn multiply_within(
-        &self,
+    pub(crate) fn multiply_within(&self, rows: usize, x: (&[f32], usize), out: (&mut [f32], usize)) {
+        Self::multiply_each(&[self], rows, x, out);
+    }
+
+    /// The products with several weights of the same inputs side by side: `out` is `[rows, all their outputs]`; rows of either
+    /// lie so many numbers apart. `x` is packed once for all of them.
+    pub(crate) fn multiply_each(
+        weights: &[&Self],
         rows: usize,
         (x, x_stride): (&[f32], usize),
         (out, stride): (&mut [f32], usize),
     ) {
-        ROWS.with_borrow_mut(|scratch| {
-            for first in (0..rows).step_by(CHUNK) {
-                let count = CHUNK.min(rows - first);
-                scratch.fill(count, &x[first * x_stride..], x_stride, self);
-                let out = (&mut out[first * stride..], stride);
-                match self.unit {
-                    Unit::Amx => amx::multiply(self, scratch, count, out),
-                    Unit::Avx512 => avx512::multiply(self, scratch, count, out),
-                }
-            }
-        });
-    }
-
-    /// The products with several weights of the same inputs side by side: `out` is `[rows, all their outputs]`, rows of it so
-    /// many numbers apart.
-    pub(crate) fn multiply_each(weights: &[&Self], rows: usize, x: &[f32], (out, stride): (&mut [f32], usize)) {
         let Some(first) = weights.first() else { return };
-        let same = |other: &&&Self| {
-            (other.inputs, other.squares.low.is_empty()) == (first.inputs, first.squares.low.is_empty())
-        };
-        assert!(weights.iter().all(|other| same(&other)), "weights of the same inputs, all split or none");
+        let layout = |weight: &Self| (weight.inputs, weight.squares.low.is_empty(), weight.unit);
+        assert!(weights.iter().all(|weight| layout(weight) == layout(first)), "weights that are packed alike");
         ROWS.with_borrow_mut(|scratch| {
             for begin in (0..rows).step_by(CHUNK) {
                 let count = CHUNK.min(rows - begin);
-                scratch.fill(count, &x[begin * first.inputs..], first.inputs, first);
+                scratch.fill(count, &x[begin * x_stride..], x_stride, first);
                 let mut column = 0;
                 for weight in weights {
                     let out = (&mut out[begin * stride + column..], stride);
@@ -251,7 +239,7 @@ impl Packed {
         unreachable!("{} on another architecture", self.unit.name())
     }
 
-    pub(crate) fn multiply_each(_: &[&Self], _: usize, _: &[f32], _: (&mut [f32], usize)) {
+    pub(crate) fn multiply_each(_: &[&Self], _: usize, _: (&[f32], usize), _: (&mut [f32], usize)) {
         unreachable!("bfloat16 on another architecture")
     }
 }

@@ -1,9 +1,13 @@
 //! Other studies beside this one: what each answered, and the configurations that they share.
 
 use super::words::{estimate_cell, headings};
-use crate::{measure::Measure, plan::Plan, results::Results, store::Contents};
+use crate::{
+    measure::Measure,
+    plan::{Plan, varying},
+    results::Results,
+    store::Contents,
+};
 use console::page::{Cell, Section, Table};
-use std::collections::BTreeSet;
 
 /// Another study with what was measured of it.
 pub struct Other {
@@ -35,14 +39,9 @@ fn shared(measure: Measure, own: &[Results<'_>], others: &[Other]) -> Option<Tab
     let others: Vec<Results<'_>> =
         others.iter().map(|other| Results::new(&other.plan, &other.contents, measure)).collect();
     let all = || std::iter::once(own).chain(&others);
-    // What sets apart within any of the studies, or between them, is said.
-    let mut axes: BTreeSet<&str> = all().flat_map(|results| results.plan.varying()).collect();
-    axes.extend(crate::settings::AXES.into_iter().filter(|axis| {
-        let levels: BTreeSet<_> = all().flat_map(|results| results.levels(axis)).collect();
-        levels.len() > 1
-    }));
-    let axes: Vec<&str> =
-        crate::settings::AXES.into_iter().filter(|axis| axes.contains(axis) && *axis != "seed").collect();
+    // What differs within any of the studies, or between them, is said.
+    let settings = all().flat_map(|results| results.plan.settings());
+    let axes: Vec<&str> = varying(&settings).into_iter().filter(|axis| *axis != "seed").collect();
     let loss = |results: &Results<'_>, label: &str| {
         let group = results.groups.iter().find(|group| group.settings.label(&axes) == label)?;
         Some(results.mean_loss(group)?.estimate())
