@@ -53,7 +53,9 @@ pub fn working_bytes(config: &Config, lengths: &[usize], compare_original: bool)
     let streams = if compare_original { 2 } else { 1 };
     let width = |stage| config.linears(0, stage).first().map_or(0, |linear| linear.inputs);
     let sums: usize = Stage::ALL.into_iter().map(|stage| Sums::bytes(width(stage), compare_original)).sum();
-    streams * (device::block_bytes(config) + device::activation_bytes(config, batch)) + sums
+    // A batch in bfloat16, twice.
+    let split = batch * widest_input(config) * 2 * size_of::<u16>();
+    streams * (device::block_bytes(config) + device::activation_bytes(config, batch)) + sums + split
 }
 
 /// Bytes of device memory that the activations of a window of `tokens` tokens take where they stay.

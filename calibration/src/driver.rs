@@ -291,7 +291,7 @@ impl<'a> Walk<'a> {
         let hidden_size = self.checkpoint.config.hidden_size;
         let Self { layout, stream, original, processor, seconds, .. } = self;
         let Some(processor) = processor else { unreachable!("weights are on a device") };
-        let mut sums = wanted.map(|_| Sums::new(&processor.device, widths.1)).transpose()?;
+        let mut sums = wanted.map(|_| Sums::new(&processor.device, widths.1, self.checkpoint.compute)).transpose()?;
         let divisors = wanted.and_then(|(stage, divisors)| divisors.get(&stage)).map(Vec::as_slice);
         clocked(&mut seconds.propagate, || {
             let mut runs = runs(stream, original.as_mut(), pair, hidden_size);
@@ -430,10 +430,11 @@ impl<'a> Walk<'a> {
         compare: bool,
     ) -> Result<Vec<(Stage, LayerStatistics)>, CalibrationError> {
         let pair = self.on_device(block, None)?;
-        let hidden_size = self.checkpoint.config.hidden_size;
+        let (hidden_size, compute) = (self.checkpoint.config.hidden_size, self.checkpoint.compute);
         let Self { layout, stream, original, processor, seconds, .. } = self;
         let Some((processor, pair)) = processor.as_ref().zip(pair) else { unreachable!("passes run on a device") };
-        let sums = stages.iter().map(|stage| Ok((*stage, Sums::new(&processor.device, block.input_width(*stage))?)));
+        let sums =
+            stages.iter().map(|stage| Ok((*stage, Sums::new(&processor.device, block.input_width(*stage), compute)?)));
         let mut sums = sums.collect::<Result<Vec<_>, CudaError>>()?;
         clocked(&mut seconds.propagate, || {
             let beside = original.as_mut().filter(|_| compare).map(|run| (run.on_device(hidden_size), &pair.block));

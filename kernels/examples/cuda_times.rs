@@ -101,6 +101,7 @@ fn solvers(device: &Device) -> Result<(), CudaError> {
             u[row * inputs + row] = 1.0;
             u[row * inputs + row + 1..(row + 1) * inputs].fill(1e-3);
         }
+        let u = device.upload(&u)?;
         let plan = ColumnPlan {
             order: (0..inputs).collect(),
             group_index: (0..inputs).map(|column| (column / 128) as u32).collect(),
@@ -109,7 +110,7 @@ fn solvers(device: &Device) -> Result<(), CudaError> {
         let weight = &weight[..outputs * inputs];
         let operations = 1e-9 * (outputs * inputs) as f64 * inputs as f64;
         let name = format!("GPTQ, {outputs} x {inputs}");
-        time(device, &name, operations, || device.compensate(weight, &u, &plan, &spec))?;
+        time(device, &name, operations, || device.compensate(weight, &u, &plan, &spec, None))?;
     }
     Ok(())
 }

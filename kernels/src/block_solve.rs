@@ -36,7 +36,7 @@ pub struct ColumnPlan {
 }
 
 /// The grids of a weight, `[outputs, groups]`, found before it is rounded.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Default, Clone, Debug, PartialEq)]
 pub struct Grids {
     /// Steps, as they will be stored.
     pub scales: Vec<f16>,

@@ -22,6 +22,33 @@ pub enum Precision {
     Double,
 }
 
+/// A damped Hessian, as a Gram matrix `G` makes it: `H[p][q] = scale · G[order[p]][order[q]]`, and on the diagonal
+/// `diagonal[p]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Damped<'a> {
+    /// The stored column at each position.
+    pub order: &'a [usize],
+    /// What the sums are multiplied by.
+    pub scale: f32,
+    /// By position.
+    pub diagonal: &'a [f32],
+}
+
+impl Damped<'_> {
+    /// `H`, `[width, width]`, of `gram`.
+    pub fn of(&self, gram: &[f32]) -> Vec<f32> {
+        let width = self.order.len();
+        assert_eq!((gram.len(), self.diagonal.len()), (width * width, width), "shapes of gram and diagonal");
+        let mut h = Vec::with_capacity(width * width);
+        for (position, &row) in self.order.iter().enumerate() {
+            let gram = &gram[row * width..][..width];
+            h.extend(self.order.iter().map(|&column| self.scale * gram[column]));
+            h[position * width + position] = self.diagonal[position];
+        }
+        h
+    }
+}
+
 /// `h` is symmetric `[n, n]`, only its lower triangle is read; returns the upper factor `[n, n]`, zeros below the diagonal.
 pub fn inverse_upper_factor(h: &[f32], n: usize, precision: Precision) -> Result<Vec<f32>, NotPositiveDefinite> {
     assert_eq!(h.len(), n * n, "shape of h");

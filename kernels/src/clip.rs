@@ -12,11 +12,11 @@
 //!
 //! Weights are `[outputs, inputs]`. Rows are cut into chunks of [`ROWS`] whatever the number of threads.
 
-use crate::QuantSpec;
 use crate::block_solve::Grids;
+use crate::cuda::CudaError;
 use crate::gemm::{Old, Strided, StridedMut, product};
 use crate::grid::Grid;
-use half::f16;
+use crate::{QuantSpec, Resident};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -26,7 +26,7 @@ const ROWS: usize = 64;
 const KEEPS: [f32; 9] = [0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55];
 
 /// What a search came to.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Clipped {
     /// The grids found.
     pub grids: Grids,
@@ -35,24 +35,41 @@ pub struct Clipped {
 }
 
 /// Searches a grid for every group of every row of `weight`; `gram` is `[inputs, inputs]`, `group_index[column]` the
-/// group of a column.
-pub fn search(weight: &[f32], gram: &[f32], group_index: &[u32], spec: &QuantSpec) -> Clipped {
+/// group of a column. Grids are tried on the CPU; whole rows are compared where `gram` is.
+///
+/// # Errors
+/// The device fails, or has too little memory.
+pub fn search(
+    weight: &[f32],
+    gram: &Resident<'_>,
+    group_index: &[u32],
+    spec: &QuantSpec,
+) -> Result<Clipped, CudaError> {
+    let host = gram.to_host()?;
     let inputs = group_index.len();
-    assert_eq!((weight.len() % inputs, gram.len()), (0, inputs * inputs), "shapes of weight and gram");
-    let groups = spec.groups(inputs);
-    let members = members(group_index, groups);
-    let problem = Problem { gram, inputs, members: &members, spec };
-    let entries = weight.len() / inputs * groups;
-    let mut found =
-        Clipped { grids: Grids { scales: vec![f16::ONE; entries], zeros: vec![0; entries] }, keep: vec![1.0; entries] };
-    let grids = found.grids.scales.par_chunks_mut(ROWS * groups).zip(found.grids.zeros.par_chunks_mut(ROWS * groups));
-    let results = grids.zip(found.keep.par_chunks_mut(ROWS * groups));
-    weight.par_chunks(ROWS * inputs).zip(results).for_each(|(weight, ((scales, zeros), keep))| {
-        for (at, choice) in problem.solve(weight).into_iter().enumerate() {
-            (scales[at], zeros[at], keep[at]) = (choice.grid.scale, choice.grid.zero, choice.keep);
+    assert_eq!((weight.len() % inputs, host.len()), (0, inputs * inputs), "shapes of weight and gram");
+    let members = members(group_index, spec.groups(inputs));
+    let problem = Problem { gram: &host, inputs, members: &members, spec };
+    let chunks = || weight.par_chunks(ROWS * inputs);
+    let choices: Vec<Choice> = match gram {
+        Resident::Host(_) => chunks().flat_map_iter(|weight| problem.solve(weight)).collect(),
+        Resident::Device { device, numbers, .. } => {
+            let tried: Vec<_> = chunks().map(|weight| problem.try_grids(weight)).collect();
+            let (full, best): (Vec<_>, Vec<_>) = tried.into_iter().unzip();
+            let (full, mut best) = (full.concat(), best.concat());
+            let costs = |choices: &[Choice]| device.row_energies(&problem.errors(weight, choices), inputs, numbers);
+            let (full_costs, best_costs) = (costs(&full)?, costs(&best)?);
+            problem.keep_better((&full, &full_costs), (&mut best, &best_costs));
+            best
         }
-    });
-    found
+    };
+    let mut found = Clipped::default();
+    for choice in choices {
+        found.grids.scales.push(choice.grid.scale);
+        found.grids.zeros.push(choice.grid.zero);
+        found.keep.push(choice.keep);
+    }
+    Ok(found)
 }
 
 /// The columns of each group, in stored order.
@@ -82,6 +99,16 @@ struct Problem<'a> {
 impl Problem<'_> {
     /// The choices for a chunk of rows, `[rows, groups]`.
     fn solve(&self, weight: &[f32]) -> Vec<Choice> {
+        let (full, mut best) = self.try_grids(weight);
+        let gram = Strided { data: self.gram, row: self.inputs, column: 1 };
+        let costs = |choices: &[Choice]| energies(&self.errors(weight, choices), self.inputs, gram);
+        let (full_costs, best_costs) = (costs(&full), costs(&best));
+        self.keep_better((&full, &full_costs), (&mut best, &best_costs));
+        best
+    }
+
+    /// For a chunk of rows the full grids, and those that are best each for itself, `[rows, groups]`.
+    fn try_grids(&self, weight: &[f32]) -> (Vec<Choice>, Vec<Choice>) {
         let (rows, groups) = (weight.len() / self.inputs, self.members.len());
         let (mut full, mut best) = (Vec::with_capacity(rows * groups), Vec::with_capacity(rows * groups));
         for members in self.members {
@@ -93,16 +120,19 @@ impl Problem<'_> {
         let by_row = |found: &[Choice]| -> Vec<Choice> {
             (0..rows * groups).map(|at| found[at % groups * rows + at / groups]).collect()
         };
-        let (full, mut best) = (by_row(&full), by_row(&best));
-        let (full_costs, best_costs) = (self.row_costs(weight, &full), self.row_costs(weight, &best));
-        let costs = best_costs.iter().zip(&full_costs);
+        (by_row(&full), by_row(&best))
+    }
+
+    /// Puts the full grids in the place of the `best` ones in rows that cost no less with these.
+    fn keep_better(&self, (full, full_costs): (&[Choice], &[f64]), (best, best_costs): (&mut [Choice], &[f64])) {
+        let groups = self.members.len();
+        let costs = best_costs.iter().zip(full_costs);
         for ((best, full), (best_cost, full_cost)) in best.chunks_mut(groups).zip(full.chunks(groups)).zip(costs) {
             let better = best_cost < full_cost; // Not so where a sum is no number.
             if !better {
                 best.copy_from_slice(full);
             }
         }
-        best
     }
 
     /// For each row the full grid of the group and the best one.
@@ -137,18 +167,19 @@ impl Problem<'_> {
         energies(&errors, width, gram)
     }
 
-    /// `e G eᵀ` of each whole row.
-    fn row_costs(&self, weight: &[f32], choices: &[Choice]) -> Vec<f64> {
+    /// What `choices` leave of each weight.
+    fn errors(&self, weight: &[f32], choices: &[Choice]) -> Vec<f32> {
         let (groups, max_code) = (self.members.len(), self.spec.max_code());
         let mut errors = weight.to_vec();
-        for (row, choices) in errors.chunks_exact_mut(self.inputs).zip(choices.chunks_exact(groups)) {
+        let rows = errors.par_chunks_exact_mut(self.inputs).zip(choices.par_chunks_exact(groups));
+        rows.for_each(|(row, choices)| {
             for (members, choice) in self.members.iter().zip(choices) {
                 for &column in members {
                     row[column] -= choice.grid.value(choice.grid.code(row[column], max_code));
                 }
             }
-        }
-        energies(&errors, self.inputs, Strided { data: self.gram, row: self.inputs, column: 1 })
+        });
+        errors
     }
 
     /// The block of the Gram matrix that belongs to `members` and the distance of its rows: a view where the columns
@@ -175,10 +206,18 @@ fn energies(errors: &[f32], width: usize, gram: Strided<'_>) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Clipped, KEEPS, members};
+    use crate::grid::Grid;
     use crate::testing::{hessian, random, with_threads};
     use crate::{ActOrder, ScaleSearch};
+    use crate::{QuantSpec, Resident};
     use proptest::prelude::*;
+
+    /// On the CPU.
+    fn search(weight: &[f32], gram: &[f32], group_index: &[u32], spec: &QuantSpec) -> Clipped {
+        let gram = Resident::Host(gram.into());
+        super::search(weight, &gram, group_index, spec).expect("no device, no failure")
+    }
 
     fn spec(bits: u32, group_size: Option<usize>, symmetric: bool) -> QuantSpec {
         QuantSpec {

@@ -1,7 +1,7 @@
 //! Where loops run: [`Engine`]. Solvers give the same integers everywhere; sums over activations differ by their order.
 
 use crate::{
-    QuantSpec, QuantizedMatrix,
+    QuantSpec, QuantizedMatrix, Resident,
     block_solve::{self, ColumnPlan, Grids},
     cuda::{self, CudaError, Device, DeviceMatrix},
 };
@@ -125,24 +125,29 @@ impl Engine {
         )
     }
 
-    /// [`block_solve::compensate`], or, with `grids`, [`block_solve::compensate_on`].
+    /// [`block_solve::compensate`], or, with `grids`, [`block_solve::compensate_on`]; `u` is where this works.
     pub fn compensate(
         &self,
         weight: &[f32],
-        u: &[f32],
+        u: &Resident<'_>,
         plan: &ColumnPlan,
         spec: &QuantSpec,
         grids: Option<&Grids>,
     ) -> Result<QuantizedMatrix, CudaError> {
-        match grids {
-            None => self.pick(
-                || block_solve::compensate(weight, u, plan, spec),
-                |device| device.compensate(weight, u, plan, spec),
-            ),
-            Some(grids) => self.pick(
-                || block_solve::compensate_on(weight, u, plan, spec, grids),
-                |device| device.compensate_on(weight, u, plan, spec, grids),
-            ),
+        match (self, u) {
+            (Self::Cpu, u) => {
+                let u = u.to_host()?;
+                Ok(match grids {
+                    None => block_solve::compensate(weight, &u, plan, spec),
+                    Some(grids) => block_solve::compensate_on(weight, &u, plan, spec, grids),
+                })
+            }
+            (Self::Cuda(device), Resident::Device { numbers: u, .. }) => {
+                device.compensate(weight, u, plan, spec, grids)?.download(device)
+            }
+            (Self::Cuda(device), Resident::Host(u)) => {
+                device.compensate(weight, &device.upload(u)?, plan, spec, grids)?.download(device)
+            }
         }
     }
 

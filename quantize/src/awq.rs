@@ -27,13 +27,13 @@ use crate::{
     Hessian, QuantizeError,
     fold::{Folded, FoldedBlock},
     gptq::Gptq,
-    measure::output_energy,
+    measure::{output_energy, relative},
     plan::AwqOptions,
     solver::{ClippingReport, Factorization, LayerReport, Solver, check_finite},
 };
 use calibration::LayerStatistics;
 use kernels::{
-    Engine, QuantSpec, QuantizedMatrix,
+    Engine, QuantSpec, QuantizedMatrix, Resident,
     block_solve::{self, Grids},
     clip,
     cuda::CudaError,
@@ -83,17 +83,21 @@ pub fn candidates(
 }
 
 /// The candidate of least `loss`, which is given the factor of each column; of equals the first.
-pub fn best(candidates: Vec<(f64, Vec<f32>)>, channels: &[usize], mut loss: impl FnMut(&[f32]) -> f64) -> Choice {
+pub fn best(
+    candidates: Vec<(f64, Vec<f32>)>,
+    channels: &[usize],
+    mut loss: impl FnMut(&[f32]) -> Result<f64, CudaError>,
+) -> Result<Choice, CudaError> {
     let mut best: Option<Choice> = None;
     for (exponent, factors) in candidates {
         let columns: Vec<f32> = channels.iter().map(|&channel| factors[channel]).collect();
-        let loss = loss(&columns);
+        let loss = loss(&columns)?;
         let loss_unscaled = best.as_ref().map_or(loss, |best| best.loss_unscaled);
         if best.as_ref().is_none_or(|best| loss < best.loss) {
             best = Some(Choice { exponent, factors, loss, loss_unscaled });
         }
     }
-    best.expect("the identity is a candidate")
+    Ok(best.expect("the identity is a candidate"))
 }
 
 /// `mean |x|` of each channel, over tokens and over the columns that belong to it.
@@ -139,29 +143,27 @@ impl Solver for Awq {
         let started = Instant::now();
         check_finite(linear)?;
         let mut clipping = None;
-        let mut grids = |weight: &[f32], gram: &[f32], group_index: &[u32]| -> Option<Grids> {
-            let clipped = self.options.clip.then(|| clip::search(weight, gram, group_index, spec))?;
-            clipping = Some(ClippingReport::of(&clipped.keep));
-            Some(clipped.grids)
-        };
+        let mut grids =
+            |weight: &[f32], gram: &Resident<'_>, group_index: &[u32]| -> Result<Option<Grids>, CudaError> {
+                if !self.options.clip {
+                    return Ok(None);
+                }
+                let clipped = clip::search(weight, gram, group_index, spec)?;
+                clipping = Some(ClippingReport::of(&clipped.keep));
+                Ok(Some(clipped.grids))
+            };
         let (matrix, factorization) = if let Some(gptq) = &self.compensation {
             let (matrix, factor) = gptq.compensate(linear, spec, hessian, grids)?;
             (matrix, Some(Factorization::of(&factor, gptq.damping)))
         } else {
-            let grids = grids(&linear.weight, hessian.gram(), &stored_groups(linear, spec));
+            let grids = grids(&linear.weight, hessian.resident(), &stored_groups(linear, spec))?;
             (self.round(linear, spec, grids)?, None)
         };
-        let mut report = self.measure(linear, &matrix, hessian);
+        let mut report = self.measure(linear, &matrix, hessian)?;
         report.factorization = factorization;
         report.clipping = clipping;
         report.seconds = started.elapsed().as_secs_f64();
         Ok((matrix, report))
-    }
-
-    fn output_error(&self, linear: &Linear, changed: &[f32], hessian: &Hessian<'_>) -> f64 {
-        let none = Folded::nothing(linear);
-        let folded = self.folded.modules.get(&linear.name).unwrap_or(&none);
-        folded.output_error(linear, changed, hessian)
     }
 }
 
@@ -176,24 +178,28 @@ impl Awq {
 
     /// What the integers cost, and what rounding the weights as they were given would have, both in the outputs of the
     /// model as it was given.
-    fn measure(&self, linear: &Linear, matrix: &QuantizedMatrix, hessian: &Hessian<'_>) -> LayerReport {
-        let (gram, width) = (hessian.gram(), linear.inputs);
+    fn measure(
+        &self,
+        linear: &Linear,
+        matrix: &QuantizedMatrix,
+        hessian: &Hessian<'_>,
+    ) -> Result<LayerReport, CudaError> {
+        let (gram, width) = (hessian.resident(), linear.inputs);
         let none = Folded::nothing(linear);
         let folded = self.folded.modules.get(&linear.name).unwrap_or(&none);
-        let whole = output_energy(&folded.rows_restored(&linear.weight, width), gram, width);
-        let relative = |lost: f64| if whole > 0.0 { lost.max(0.0) / whole } else { 0.0 };
+        let whole = output_energy(&folded.rows_restored(&linear.weight, width), gram, width)?;
         // The input is `x / s`, so that an error E of the given weight does as much harm as E·s here.
         let mut nearest = folded.given(&linear.weight, width);
         block_solve::rounding_errors(&mut nearest, width, &matrix.spec);
         folded.multiply_columns(&mut nearest);
-        LayerReport {
+        Ok(LayerReport {
             tokens: hessian.tokens(),
-            error_round_to_nearest: Some(relative(output_energy(&nearest, gram, width))),
-            error: Some(self.output_error(linear, &matrix.dequantize(), hessian)),
+            error_round_to_nearest: Some(relative(output_energy(&nearest, gram, width)?, whole)),
+            error: Some(folded.output_error(linear, &matrix.dequantize(), hessian)?),
             dead_columns: hessian.dead().to_vec(),
             scaling: folded.report.clone(),
             ..LayerReport::unmeasured(linear, &matrix.spec)
-        }
+        })
     }
 }
 

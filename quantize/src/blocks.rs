@@ -16,13 +16,14 @@ use crate::{
     Hessian, QuantizeError,
     fold::Folded,
     gptq::target,
-    measure::{output_energy, output_error},
+    measure::{output_energy, output_error, relative},
     order::column_plan,
     plan::Method,
     solver::{Factorization, LayerReport, check_finite},
 };
 use kernels::{
     ActOrder, QuantSpec, ScaleSearch,
+    cuda::CudaError,
     kquant::{
         BlockMatrix, BlockType, Weighting,
         compensate::{BlockPlan, compensate},
@@ -101,10 +102,10 @@ impl BlockSolver {
         };
         report.blocks = Some(kind);
         report.tokens = hessian.tokens();
-        report.error_round_to_nearest = Some(error_of_nearest(linear, kind, hessian, folded));
+        report.error_round_to_nearest = Some(error_of_nearest(linear, kind, hessian, folded)?);
         report.error = Some(match folded {
-            Some(folded) => folded.output_error(linear, &matrix.dequantize(), hessian),
-            None => output_error(linear, &matrix.dequantize(), hessian),
+            Some(folded) => folded.output_error(linear, &matrix.dequantize(), hessian)?,
+            None => output_error(linear, &matrix.dequantize(), hessian)?,
         });
         report.scaling = folded.and_then(|folded| folded.report.clone());
         report.dead_columns = hessian.dead().to_vec();
@@ -122,7 +123,7 @@ impl BlockSolver {
         let blockwise = QuantSpec { group_size: Some(kind.columns()), ..spec(kind, self.act_order) };
         let plan = column_plan(hessian.diagonal(), &blockwise);
         let factor = hessian.factor(&plan.order, self.damping, &linear.name)?;
-        let weight = target(linear, hessian, &factor, self.input_correction);
+        let weight = target(linear, hessian, &factor, self.input_correction)?;
         report.factorization = Some(Factorization::of(&factor, self.damping));
         let plan = BlockPlan {
             kind,
@@ -130,13 +131,18 @@ impl BlockSolver {
             fixed_grids: plan.fixed_grids,
             weighting: Weighting::Exact(hessian.diagonal()),
         };
-        Ok(compensate(&weight, &factor.upper, &plan))
+        Ok(compensate(&weight, &factor.upper.to_host()?, &plan))
     }
 }
 
 /// What plainly rounding the weights as they were given would cost, in the outputs of the model as it was given.
-fn error_of_nearest(linear: &Linear, kind: BlockType, hessian: &Hessian<'_>, folded: Option<&Folded>) -> f64 {
-    let (gram, width) = (hessian.gram(), linear.inputs);
+fn error_of_nearest(
+    linear: &Linear,
+    kind: BlockType,
+    hessian: &Hessian<'_>,
+    folded: Option<&Folded>,
+) -> Result<f64, CudaError> {
+    let (gram, width) = (hessian.resident(), linear.inputs);
     let rounded = |weight: &[f32]| BlockMatrix::quantize(weight, width, kind, Weighting::Plain).dequantize();
     let Some(folded) = folded else { return output_error(linear, &rounded(&linear.weight), hessian) };
     // The input is `x / s`, so that an error E of the given weight does as much harm as E·s here.
@@ -144,6 +150,6 @@ fn error_of_nearest(linear: &Linear, kind: BlockType, hessian: &Hessian<'_>, fol
     let plain = rounded(&nearest);
     nearest.iter_mut().zip(plain).for_each(|(w, q)| *w -= q);
     folded.multiply_columns(&mut nearest);
-    let whole = output_energy(&folded.rows_restored(&linear.weight, width), gram, width);
-    if whole > 0.0 { output_energy(&nearest, gram, width).max(0.0) / whole } else { 0.0 }
+    let whole = output_energy(&folded.rows_restored(&linear.weight, width), gram, width)?;
+    Ok(relative(output_energy(&nearest, gram, width)?, whole))
 }

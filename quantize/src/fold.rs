@@ -7,12 +7,13 @@
 use crate::{
     Hessian, QuantizeError,
     awq::{self, Rounding},
-    measure::{output_energy, relative_output_error, scaled_and_rounded, scaled_rounding_energy},
+    measure::{self, output_energy, relative_output_error, scaled_and_rounded},
     plan::{Objective, ValidPlan},
     solver::{ScalingReport, check_finite},
     sublayer::Trial,
 };
 use calibration::LayerStatistics;
+use kernels::{Engine, Resident, cuda::CudaError};
 use model::{Block, Linear, Stage};
 use std::collections::BTreeMap;
 
@@ -42,6 +43,7 @@ pub struct Folded {
 /// Searches and folds the factors of every stage in `captured`; the statistics become those of the scaled inputs. `sample`
 /// is the residual stream of a few windows before the block, for the objective that needs it.
 pub fn fold(
+    engine: &Engine,
     plan: &ValidPlan,
     block: &mut Block,
     captured: &mut [(Stage, LayerStatistics)],
@@ -56,7 +58,7 @@ pub fn fold(
     for (stage, statistics) in captured {
         let Some(roundings) = scalable(plan, block, *stage) else { continue };
         let channels = block.channels(*stage);
-        let choice = search(plan, block, (*stage, statistics), &roundings, sample);
+        let choice = search(engine, plan, block, (*stage, statistics), &roundings, sample)?;
         let columns: Vec<f32> = channels.iter().map(|&channel| choice.factors[channel]).collect();
         for linear in block.linears(*stage) {
             let folded = modules.get_mut(&linear.name).expect("every linear of the block is there");
@@ -79,12 +81,13 @@ pub fn fold(
 
 /// The factors of `stage` by the objective that was asked for.
 fn search(
+    engine: &Engine,
     plan: &ValidPlan,
     block: &mut Block,
     (stage, statistics): (Stage, &LayerStatistics),
     roundings: &[Rounding<'_>],
     sample: &[Vec<f32>],
-) -> awq::Choice {
+) -> Result<awq::Choice, CudaError> {
     let channels = block.channels(stage);
     let storable = |factors: &[f32]| block.storable(stage, factors);
     let candidates = awq::candidates(statistics, &channels, plan.options.awq.steps, storable);
@@ -95,12 +98,16 @@ fn search(
             let rounded =
                 linears.map(|(linear, rounding)| scaled_and_rounded(&linear.weight, columns, gram, *rounding));
             let rounded = rounded.collect();
-            trial.loss(rounded)
+            Ok(trial.loss(rounded))
         });
     }
+    let resident = Resident::new(engine, gram)?;
+    let linears = block.linears(stage).iter().zip(roundings);
+    let trials =
+        linears.map(|(linear, rounding)| measure::Trial::new(&linear.weight, linear.inputs, &resident, *rounding));
+    let trials: Vec<_> = trials.collect::<Result<_, _>>()?;
     awq::best(candidates, &channels, |columns| {
-        let linears = block.linears(stage).iter().zip(roundings);
-        linears.map(|(linear, rounding)| scaled_rounding_energy(&linear.weight, columns, gram, *rounding)).sum()
+        trials.iter().map(|trial| trial.rounding_energy(columns, &resident)).sum()
     })
 }
 
@@ -139,11 +146,11 @@ impl Folded {
     }
 
     /// The relative error of the outputs that the model as it was given had, of `changed` in place of the scaled weight.
-    pub fn output_error(&self, linear: &Linear, changed: &[f32], hessian: &Hessian<'_>) -> f64 {
+    pub fn output_error(&self, linear: &Linear, changed: &[f32], hessian: &Hessian<'_>) -> Result<f64, CudaError> {
         let restored = |scaled: &[f32]| self.rows_restored(scaled, linear.inputs);
         let (weight, changed) = (restored(&linear.weight), restored(changed));
-        let energy = output_energy(&weight, hessian.gram(), linear.inputs);
-        relative_output_error(&weight, &changed, energy, hessian.gram(), linear.inputs)
+        let energy = output_energy(&weight, hessian.resident(), linear.inputs)?;
+        relative_output_error(&weight, &changed, energy, hessian.resident(), linear.inputs)
     }
 
     /// Multiplies the columns of `weight` by the factors.

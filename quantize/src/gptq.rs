@@ -34,16 +34,13 @@
 
 use crate::{
     Hessian, QuantizeError,
+    awq::Rounding,
     hessian::Factor,
-    measure::{output_energy, relative_output_error},
+    measure::{Trial, output_energy, relative, relative_output_error},
     order::column_plan,
     solver::{Factorization, LayerReport, Solver, check_finite},
 };
-use kernels::{
-    Engine, QuantSpec, QuantizedMatrix,
-    block_solve::{self, Grids},
-    drift,
-};
+use kernels::{Engine, QuantSpec, QuantizedMatrix, Resident, block_solve::Grids, cuda::CudaError, drift};
 use model::Linear;
 use std::{rc::Rc, time::Instant};
 
@@ -68,8 +65,8 @@ impl Solver for Gptq {
     ) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
         let started = Instant::now();
         check_finite(linear)?;
-        let (matrix, factor) = self.compensate(linear, spec, hessian, |_, _, _| None)?;
-        let mut report = self.measure(linear, &matrix, hessian, &factor);
+        let (matrix, factor) = self.compensate(linear, spec, hessian, |_, _, _| Ok(None))?;
+        let mut report = self.measure(linear, &matrix, hessian, &factor)?;
         report.seconds = started.elapsed().as_secs_f64();
         Ok((matrix, report))
     }
@@ -83,12 +80,12 @@ impl Gptq {
         linear: &Linear,
         spec: &QuantSpec,
         hessian: &mut Hessian<'_>,
-        grids: impl FnOnce(&[f32], &[f32], &[u32]) -> Option<Grids>,
+        grids: impl FnOnce(&[f32], &Resident<'_>, &[u32]) -> Result<Option<Grids>, CudaError>,
     ) -> Result<(QuantizedMatrix, Rc<Factor>), QuantizeError> {
         let plan = column_plan(hessian.diagonal(), spec);
         let factor = hessian.factor(&plan.order, self.damping, &linear.name)?;
-        let weight = target(linear, hessian, &factor, self.input_correction);
-        let grids = grids(&weight, hessian.gram(), &plan.group_index);
+        let weight = target(linear, hessian, &factor, self.input_correction)?;
+        let grids = grids(&weight, hessian.resident(), &plan.group_index)?;
         let matrix = self.engine.compensate(&weight, &factor.upper, &plan, spec, grids.as_ref())?;
         Ok((matrix, factor))
     }
@@ -100,7 +97,7 @@ impl Gptq {
         matrix: &QuantizedMatrix,
         hessian: &Hessian<'_>,
         factor: &Factor,
-    ) -> LayerReport {
+    ) -> Result<LayerReport, QuantizeError> {
         let known = LayerReport {
             tokens: hessian.tokens(),
             factorization: Some(Factorization::of(factor, self.damping)),
@@ -108,26 +105,34 @@ impl Gptq {
             ..LayerReport::unmeasured(linear, &matrix.spec)
         };
         if !self.measured {
-            return known;
+            return Ok(known);
         }
-        let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
-        let error = |changed: &QuantizedMatrix| {
-            relative_output_error(&linear.weight, &changed.dequantize(), energy, hessian.gram(), linear.inputs)
-        };
-        let nearest = block_solve::round_to_nearest(&linear.weight, linear.inputs, &matrix.spec);
-        LayerReport { error_round_to_nearest: Some(error(&nearest)), error: Some(error(matrix)), ..known }
+        let (gram, width) = (hessian.resident(), linear.inputs);
+        let energy = output_energy(&linear.weight, gram, width)?;
+        let nearest = Trial::new(&linear.weight, width, gram, Rounding::Groups(&matrix.spec))?;
+        Ok(LayerReport {
+            error_round_to_nearest: Some(relative(nearest.rounding_energy(&vec![1.0; width], gram)?, energy)),
+            error: Some(relative_output_error(&linear.weight, &matrix.dequantize(), energy, gram, width)?),
+            ..known
+        })
     }
 }
 
 /// What is to be rounded: `W` without dead columns, and the correction of the input's drift.
-pub(crate) fn target(linear: &Linear, hessian: &Hessian<'_>, factor: &Factor, input_correction: f64) -> Vec<f32> {
+pub(crate) fn target(
+    linear: &Linear,
+    hessian: &Hessian<'_>,
+    factor: &Factor,
+    input_correction: f64,
+) -> Result<Vec<f32>, CudaError> {
     let mut weight = zero_dead_columns(linear, hessian.dead());
-    let Some(drift) = hessian.drift().filter(|_| input_correction > 0.0) else { return weight };
-    let correction = drift::correction(&linear.weight, drift, hessian.scale(), &factor.order, &factor.upper);
+    let Some(drift) = hessian.drift().filter(|_| input_correction > 0.0) else { return Ok(weight) };
+    let upper = factor.upper.to_host()?;
+    let correction = drift::correction(&linear.weight, drift, hessian.scale(), &factor.order, &upper);
     for (weight, correction) in weight.iter_mut().zip(correction) {
         *weight += input_correction as f32 * correction;
     }
-    weight
+    Ok(weight)
 }
 
 /// The weight with columns whose input is always zero set to zero: they cost nothing and need no code but zero's.

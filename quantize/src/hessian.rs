@@ -10,7 +10,11 @@
 
 use crate::QuantizeError;
 use calibration::LayerStatistics;
-use kernels::cholesky::{NotPositiveDefinite, Precision, inverse_upper_factor};
+use kernels::{
+    Engine, Resident,
+    cholesky::{Damped, Precision},
+    factor::inverse_upper_factor,
+};
 use std::rc::Rc;
 
 /// Doublings of the damping before giving up: from the usual 0.01 to beyond 1, where `λ` exceeds the mean diagonal.
@@ -21,12 +25,12 @@ const LEAST_DAMPING: f64 = 1e-4;
 const DEGENERATE_PIVOT: f32 = 1e-6;
 
 /// A factored Hessian.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Factor {
     /// Position → stored column.
     pub order: Vec<usize>,
     /// `U`, `[width, width]`, in that order.
-    pub upper: Vec<f32>,
+    pub upper: Resident<'static>,
     /// The damping that was used, relative to the mean diagonal.
     pub damping: f64,
     /// The arithmetic that was used.
@@ -38,6 +42,7 @@ pub struct Factor {
 /// The statistics of one input as a Hessian, with the factors made of it so far.
 pub struct Hessian<'a> {
     statistics: &'a LayerStatistics,
+    gram: Resident<'a>,
     diagonal: Vec<f32>,
     dead: Vec<usize>,
     factors: Vec<(f64, Rc<Factor>)>,
@@ -46,6 +51,11 @@ pub struct Hessian<'a> {
 impl<'a> Hessian<'a> {
     /// Of the input that `module` (named in errors) and its siblings share.
     pub fn new(statistics: &'a LayerStatistics, module: &str) -> Result<Self, QuantizeError> {
+        Self::on(&Engine::Cpu, statistics, module)
+    }
+
+    /// The same, to be factored by `engine`.
+    pub fn on(engine: &Engine, statistics: &'a LayerStatistics, module: &str) -> Result<Self, QuantizeError> {
         let not_finite = || QuantizeError::NotFinite { module: module.to_owned(), what: "its inputs are" };
         if statistics.gram.iter().any(|v| !v.is_finite()) {
             return Err(not_finite());
@@ -54,7 +64,8 @@ impl<'a> Hessian<'a> {
         let diagonal: Vec<f32> =
             statistics.gram.iter().step_by(statistics.width + 1).map(|square| scale * square).collect();
         let dead = (0..statistics.width).filter(|&i| diagonal[i] <= 0.0).collect();
-        Ok(Self { statistics, diagonal, dead, factors: Vec::new() })
+        let gram = Resident::new(engine, &statistics.gram)?;
+        Ok(Self { statistics, gram, diagonal, dead, factors: Vec::new() })
     }
 
     /// Tokens behind it.
@@ -65,6 +76,11 @@ impl<'a> Hessian<'a> {
     /// `XᵀX`, `[width, width]`.
     pub fn gram(&self) -> &[f32] {
         &self.statistics.gram
+    }
+
+    /// The same where the engine works.
+    pub fn resident(&self) -> &Resident<'a> {
+        &self.gram
     }
 
     /// How far the input has drifted from the original model's: [`LayerStatistics::drift`], where that was captured.
@@ -101,11 +117,12 @@ impl<'a> Hessian<'a> {
     fn factor_with_rescue(&self, order: &[usize], damping: f64, module: &str) -> Result<Factor, QuantizeError> {
         let mut damping = damping;
         for _ in 0..=DOUBLINGS {
-            let damped = self.damped(order, damping);
+            let diagonal = self.damped_diagonal(order, damping);
+            let damped = Damped { order, scale: self.scale(), diagonal: &diagonal };
             for precision in [Precision::Single, Precision::Double] {
-                if let Ok(upper) = finite_factor(&damped, order.len(), precision) {
-                    let degenerate = degenerate_columns(&damped, &upper, order);
-                    return Ok(Factor { order: order.to_vec(), upper, damping, precision, degenerate });
+                if let Ok(factor) = inverse_upper_factor(&self.gram, &damped, precision)? {
+                    let degenerate = degenerate_columns(&diagonal, &factor.pivots, order);
+                    return Ok(Factor { order: order.to_vec(), upper: factor.upper, damping, precision, degenerate });
                 }
             }
             damping = (2.0 * damping).max(LEAST_DAMPING);
@@ -113,19 +130,11 @@ impl<'a> Hessian<'a> {
         Err(QuantizeError::Factor { module: module.to_owned(), tokens: self.tokens(), damping: damping / 2.0 })
     }
 
-    /// `H` with dead columns decoupled and `λ` on its diagonal, rows and columns in `order`.
-    fn damped(&self, order: &[usize], damping: f64) -> Vec<f32> {
-        let width = order.len();
-        let scale = self.scale();
+    /// `diag H` with dead columns decoupled and `λ` added, in `order`.
+    fn damped_diagonal(&self, order: &[usize], damping: f64) -> Vec<f32> {
         let lambda = damping * self.mean_diagonal();
-        let mut h = Vec::with_capacity(width * width);
-        for (position, &row) in order.iter().enumerate() {
-            let gram = &self.gram()[row * width..][..width];
-            h.extend(order.iter().map(|&column| scale * gram[column]));
-            let entry = if self.diagonal[row] > 0.0 { f64::from(self.diagonal[row]) } else { 1.0 };
-            h[position * width + position] = (entry + lambda) as f32;
-        }
-        h
+        let entry = |column: usize| if self.diagonal[column] > 0.0 { f64::from(self.diagonal[column]) } else { 1.0 };
+        order.iter().map(|&column| (entry(column) + lambda) as f32).collect()
     }
 
     fn mean_diagonal(&self) -> f64 {
@@ -134,17 +143,9 @@ impl<'a> Hessian<'a> {
     }
 }
 
-/// A factorization that ran through but overflowed has failed too.
-fn finite_factor(h: &[f32], width: usize, precision: Precision) -> Result<Vec<f32>, NotPositiveDefinite> {
-    let upper = inverse_upper_factor(h, width, precision)?;
-    let sound = upper.iter().all(|v| v.is_finite()) && upper.iter().step_by(width + 1).all(|&pivot| pivot > 0.0);
-    if sound { Ok(upper) } else { Err(NotPositiveDefinite) }
-}
-
-fn degenerate_columns(damped: &[f32], upper: &[f32], order: &[usize]) -> Vec<usize> {
-    let entries = damped.iter().step_by(order.len() + 1).zip(upper.iter().step_by(order.len() + 1));
+fn degenerate_columns(diagonal: &[f32], pivots: &[f32], order: &[usize]) -> Vec<usize> {
+    let entries = diagonal.iter().zip(pivots).zip(order);
     let mut columns: Vec<usize> = entries
-        .zip(order)
         .filter(|((entry, u), _)| 1.0 / (**u * **u) < DEGENERATE_PIVOT * **entry)
         .map(|(_, &column)| column)
         .collect();

@@ -9,12 +9,12 @@ use crate::{
     journal::Solved,
     preflight::{self, Cost},
     prove::{self, Proof},
-    report::{CalibrationSummary, Output, Totals, mean_error},
+    report::{CalibrationSummary, Output, Parts, Totals, mean_error},
     resident, rtn,
     sweep::{Member, sweep},
     visitor::{self, Quantizer},
 };
-use calibration::{CalibrationSet, captured::Statistics, domain::Domain, driver};
+use calibration::{CalibrationSet, DriveReport, captured::Statistics, domain::Domain, driver};
 use console::{Progress, machine};
 use kernels::{Engine, QuantSpec, engine::Choice};
 use model::{
@@ -93,6 +93,7 @@ impl Job {
         let mut plan = request.options.clone().check(&checkpoint.config)?;
         check_names(&request, &plan)?;
         check_room(&engine, &plan)?;
+        check_solver(&engine, &plan)?;
         let calibration = calibration_set(&plan.options, &checkpoint)?;
         let imatrix = plan.options.imatrix.as_ref().map(PathBuf::from);
         let importance = imatrix.as_ref().map(|path| read_importance(path, &checkpoint, &plan)).transpose()?;
@@ -115,8 +116,8 @@ impl Job {
             "settings": plan.options,
             "calibration": calibration.as_ref().map(|set| &set.manifest),
         });
-        if on_device && calibration.is_some() {
-            identity["captured_on"] = "cuda".into();
+        if matches!(engine, Engine::Cuda(_)) && calibration.is_some() {
+            identity["worked_on"] = "cuda".into();
         }
         if let Some(hash) = imatrix_sha256 {
             identity["imatrix_sha256"] = hash.into();
@@ -169,23 +170,26 @@ impl Job {
 
     /// Does the work. Killed at any moment and started again, it goes on after the last finished block.
     pub fn run(&self) -> Result<Outcome, QuantizeError> {
-        self.run_by(&|journal, resumed| self.solve(journal, resumed))
+        self.run_by(|journal, resumed| self.solve(journal, resumed))
     }
 
     /// The same on statistics that were captured before, whatever text the options name.
     pub fn run_on(&self, statistics: &dyn Statistics) -> Result<Outcome, QuantizeError> {
-        self.run_by(&|journal, _| {
+        self.run_by(|journal, _| {
             let mut progress = Progress::new("solving", self.plan.blocks() as u64, 0);
             let members = [Member { plan: &self.plan, journal }];
             let solved = sweep(&self.checkpoint, &members, statistics, &mut |block| {
                 progress.step(&format!("block {block}"));
             });
             progress.finish();
-            solved
+            solved.map(|()| None)
         })
     }
 
-    fn run_by(&self, solve: &dyn Fn(&Journal, usize) -> Result<(), QuantizeError>) -> Result<Outcome, QuantizeError> {
+    fn run_by(
+        &self,
+        solve: impl Fn(&Journal, usize) -> Result<Option<DriveReport>, QuantizeError>,
+    ) -> Result<Outcome, QuantizeError> {
         self.cost.check()?;
         let out = &self.request.out;
         if out.exists() && !self.request.overwrite {
@@ -194,16 +198,19 @@ impl Job {
         let journal = Journal::open(out, &self.identity, self.request.overwrite)?;
         let resumed = (0..self.plan.blocks()).filter(|&block| journal.has(block)).count();
         let walking = Instant::now();
-        solve(&journal, resumed)?;
+        let walk = solve(&journal, resumed)?;
         let walked = walking.elapsed().as_secs_f64();
         let modules = self.reports(&journal)?;
         let unpublished = self.unpublished(&journal);
+        let writing = Instant::now();
         let proof = self.write_and_prove(&unpublished, &journal, &modules)?;
+        let writing = writing.elapsed().as_secs_f64();
         files::publish(&unpublished, out, &journal.folder().join("replaced"))?;
         let mut outcome = self.outcome(modules, Some(proof))?;
         let tokens = outcome.calibration.as_ref().map(|set| set.tokens);
         outcome.totals.tokens_per_second = tokens.filter(|_| resumed == 0).map(|tokens| tokens as f64 / walked);
         outcome.totals.blocks_resumed = resumed;
+        outcome.totals.parts = walk.map(|walk| Parts::of(&walk, writing));
         journal.remove()?;
         Ok(outcome)
     }
@@ -219,23 +226,31 @@ impl Job {
         self.outcome(modules, None)
     }
 
-    fn solve(&self, journal: &Journal, resumed: usize) -> Result<(), QuantizeError> {
+    fn solve(&self, journal: &Journal, resumed: usize) -> Result<Option<DriveReport>, QuantizeError> {
         if self.request.save_imatrix.is_some() && resumed > 0 {
             let what = "--save-imatrix needs all blocks in one run, but some are done: start afresh with --overwrite after removing";
             return Err(QuantizeError::Option(format!("{what} {}", journal.folder().display())));
         }
         let done = self.plan.quantized().filter(|module| journal.has(module.block)).count();
         let mut progress = Progress::new("quantizing", self.plan.quantized().count() as u64, done as u64);
-        match &self.calibration {
-            _ if resumed == self.plan.blocks() => {}
-            Some(set) => self.walk(set, journal, &mut progress)?,
-            None => self.round_all(journal, &mut progress)?,
-        }
+        let walk = match &self.calibration {
+            _ if resumed == self.plan.blocks() => None,
+            Some(set) => Some(self.walk(set, journal, &mut progress)?),
+            None => {
+                self.round_all(journal, &mut progress)?;
+                None
+            }
+        };
         progress.finish();
-        Ok(())
+        Ok(walk)
     }
 
-    fn walk(&self, set: &CalibrationSet, journal: &Journal, progress: &mut Progress) -> Result<(), QuantizeError> {
+    fn walk(
+        &self,
+        set: &CalibrationSet,
+        journal: &Journal,
+        progress: &mut Progress,
+    ) -> Result<DriveReport, QuantizeError> {
         let options = driver::DriverOptions {
             inputs: self.plan.options.inputs,
             sequence: self.plan.options.sequence,
@@ -246,11 +261,13 @@ impl Job {
             device_windows: self.device_windows,
         };
         let mut quantizer = Quantizer::new(&self.plan, journal, self.importance.as_ref(), progress, &self.engine);
-        driver::drive(&self.checkpoint, &set.windows, &options, &mut quantizer).map_err(QuantizeError::from_driver)?;
-        let Some(path) = &self.request.save_imatrix else { return Ok(()) };
+        let walk = driver::drive(&self.checkpoint, &set.windows, &options, &mut quantizer);
+        let walk = walk.map_err(QuantizeError::from_driver)?;
+        let Some(path) = &self.request.save_imatrix else { return Ok(walk) };
         let longest = set.windows.iter().map(Vec::len).max().unwrap_or(0);
         let (config, sources) = (&self.checkpoint.config, &self.plan.options.calibration);
-        Ok(imatrix::write(path, config, &quantizer.sums, sources, set.windows.len(), longest)?)
+        imatrix::write(path, config, &quantizer.sums, sources, set.windows.len(), longest)?;
+        Ok(walk)
     }
 
     /// Rounding without inputs needs no walk, only the weights.
@@ -371,6 +388,7 @@ impl Job {
             error_round_to_nearest: mean_error(&all, |module| module.error_round_to_nearest),
             error: mean_error(&all, |module| module.error),
             seconds: self.started.elapsed().as_secs_f64(),
+            parts: None,
             tokens_per_second: None,
             peak_memory: machine::peak_memory(),
             blocks_resumed: self.plan.blocks(),
@@ -415,6 +433,14 @@ fn load_matrix(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<Matrix
 }
 
 /// Refuses a weight that the device is to solve and has no memory for.
+/// Refuses a device that lacks the library for factors where the method needs them.
+fn check_solver(engine: &Engine, plan: &ValidPlan) -> Result<(), QuantizeError> {
+    match engine {
+        Engine::Cuda(device) if plan.options.method.compensates() => Ok(device.require_solver()?),
+        _ => Ok(()),
+    }
+}
+
 fn check_room(engine: &Engine, plan: &ValidPlan) -> Result<(), QuantizeError> {
     for module in plan.quantized() {
         if let (Some(spec), None) = (&module.spec, module.blocks) {

@@ -5,29 +5,71 @@
 
 use crate::{Hessian, awq::Rounding};
 use kernels::{
-    block_solve, gemm,
+    Resident, block_solve,
+    cuda::{self, CudaError, Device},
+    gemm,
     kquant::{BlockMatrix, Weighting},
 };
 use model::Linear;
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Rows multiplied at once by one thread: enough to make reading `G` cheap beside the products.
 const ROWS_AT_ONCE: usize = 128;
 
-/// `tr(A G Aᵀ) = ‖A X‖²` for `a` `[rows, width]` and the Gram matrix `gram` `[width, width]`.
-pub fn output_energy(a: &[f32], gram: &[f32], width: usize) -> f64 {
-    let parts: Vec<f64> = a.par_chunks(ROWS_AT_ONCE * width).map(|a| energy(a, gram, width)).collect();
-    parts.iter().sum()
+/// `tr(A G Aᵀ) = ‖A X‖²` for `a` `[rows, width]` and the Gram matrix `gram` `[width, width]`, where that is.
+pub fn output_energy(a: &[f32], gram: &Resident<'_>, width: usize) -> Result<f64, CudaError> {
+    match gram {
+        Resident::Host(gram) => {
+            let parts: Vec<f64> = a.par_chunks(ROWS_AT_ONCE * width).map(|a| energy(a, gram, width)).collect();
+            Ok(parts.iter().sum())
+        }
+        Resident::Device { device, numbers, .. } => Ok(device.row_energies(a, width, numbers)?.iter().sum()),
+    }
 }
 
-/// `‖E X‖²` for `E = round(W·s) / s − W`: what rounding costs when column `c` of `weight` (`[rows, width]`) is multiplied
-/// by `factors[c]` and its input, whose Gram matrix is `gram`, divided by it.
-pub fn scaled_rounding_energy(weight: &[f32], factors: &[f32], gram: &[f32], rounding: Rounding<'_>) -> f64 {
-    let width = factors.len();
-    let importance = importance(factors, gram);
-    let energy = |rows: &[f32]| energy(&scaled_errors(rows, factors, &importance, rounding), gram, width);
-    let parts: Vec<f64> = weight.par_chunks(ROWS_AT_ONCE * width).map(energy).collect();
-    parts.iter().sum()
+/// A weight whose rounding is tried, where the Gram matrix of its input is.
+pub struct Trial<'a> {
+    weight: &'a [f32],
+    rounding: Rounding<'a>,
+    there: Option<(Arc<Device>, cuda::Trial)>,
+}
+
+impl<'a> Trial<'a> {
+    /// Of `weight`, `[rows, width]`. Blocks are rounded on the CPU wherever `gram` is.
+    pub fn new(
+        weight: &'a [f32],
+        width: usize,
+        gram: &Resident<'_>,
+        rounding: Rounding<'a>,
+    ) -> Result<Self, CudaError> {
+        let there = match (gram, rounding) {
+            (Resident::Device { device, .. }, Rounding::Groups(spec)) => {
+                Some((Arc::clone(device), cuda::Trial::new(device, weight, width, spec)?))
+            }
+            _ => None,
+        };
+        Ok(Self { weight, rounding, there })
+    }
+
+    /// `‖E X‖²` for `E = round(W·s) / s − W`: what rounding costs when column `c` of the weight is multiplied by
+    /// `factors[c]` and its input, whose Gram matrix is `gram`, divided by it.
+    pub fn rounding_energy(&self, factors: &[f32], gram: &Resident<'_>) -> Result<f64, CudaError> {
+        if let (Some((device, trial)), Resident::Device { numbers, .. }) = (&self.there, gram) {
+            return Ok(trial.rounding_energies(device, factors, numbers)?.iter().sum());
+        }
+        let (width, host) = (factors.len(), gram.to_host()?);
+        let importance = importance(factors, &host);
+        let errors = self.weight.par_chunks(ROWS_AT_ONCE * width);
+        let errors = errors.map(|rows| scaled_errors(rows, factors, &importance, self.rounding));
+        match gram {
+            Resident::Host(gram) => {
+                let parts: Vec<f64> = errors.map(|errors| energy(&errors, gram, width)).collect();
+                Ok(parts.iter().sum())
+            }
+            Resident::Device { .. } => output_energy(&errors.collect::<Vec<_>>().concat(), gram, width),
+        }
+    }
 }
 
 /// `round(W·s) / s`, as above.
@@ -71,18 +113,28 @@ fn energy(a: &[f32], gram: &[f32], width: usize) -> f64 {
     a.iter().zip(&product).map(|(a, p)| f64::from(*a) * f64::from(*p)).sum()
 }
 
-/// The relative output error of `changed` against `weight`, whose own output energy is `energy`; 0 where there is no
-/// output to lose.
-pub fn relative_output_error(weight: &[f32], changed: &[f32], energy: f64, gram: &[f32], width: usize) -> f64 {
+/// The relative output error of `changed` against `weight`, whose own output energy is `energy`.
+pub fn relative_output_error(
+    weight: &[f32],
+    changed: &[f32],
+    energy: f64,
+    gram: &Resident<'_>,
+    width: usize,
+) -> Result<f64, CudaError> {
     let delta: Vec<f32> = weight.iter().zip(changed).map(|(w, c)| w - c).collect();
-    let lost = output_energy(&delta, gram, width).max(0.0);
-    if energy > 0.0 { lost / energy } else { 0.0 }
+    Ok(relative(output_energy(&delta, gram, width)?, energy))
+}
+
+/// `lost` of `energy`; 0 where there is no output to lose.
+pub fn relative(lost: f64, energy: f64) -> f64 {
+    if energy > 0.0 { lost.max(0.0) / energy } else { 0.0 }
 }
 
 /// [`relative_output_error`] of `changed` in place of the weight of `linear`.
-pub fn output_error(linear: &Linear, changed: &[f32], hessian: &Hessian<'_>) -> f64 {
-    let energy = output_energy(&linear.weight, hessian.gram(), linear.inputs);
-    relative_output_error(&linear.weight, changed, energy, hessian.gram(), linear.inputs)
+pub fn output_error(linear: &Linear, changed: &[f32], hessian: &Hessian<'_>) -> Result<f64, CudaError> {
+    let gram = hessian.resident();
+    let energy = output_energy(&linear.weight, gram, linear.inputs)?;
+    relative_output_error(&linear.weight, changed, energy, gram, linear.inputs)
 }
 
 #[cfg(test)]
@@ -112,7 +164,7 @@ mod tests {
                 }
             }
             let wanted = energy_by_definition(&a, &x, width);
-            let got = output_energy(&a, &gram, width);
+            let got = output_energy(&a, &Resident::Host(gram.into()), width).unwrap();
             // Each product carries at most (tokens + width) roundings of relative size 2^-24 on terms whose sum of
             // magnitudes is below rows * width^2 * tokens.
             let bound = f64::from(f32::EPSILON) * ((tokens + width) * rows * width * width * tokens) as f64;
@@ -122,10 +174,12 @@ mod tests {
 
     #[test]
     fn an_unchanged_weight_loses_nothing_and_a_zeroed_one_everything() {
-        let (weight, gram) = ([1.0, -2.0, 0.5, 3.0], [2.0, 0.5, 0.5, 1.0]);
-        let energy = output_energy(&weight, &gram, 2);
-        assert_eq!(relative_output_error(&weight, &weight, energy, &gram, 2), 0.0);
-        assert!((relative_output_error(&weight, &[0.0; 4], energy, &gram, 2) - 1.0).abs() < 1e-6);
-        assert_eq!(relative_output_error(&[0.0; 4], &[0.0; 4], 0.0, &gram, 2), 0.0);
+        let (weight, gram) = ([1.0, -2.0, 0.5, 3.0], Resident::Host([2.0, 0.5, 0.5, 1.0][..].into()));
+        let energy = output_energy(&weight, &gram, 2).unwrap();
+        let error =
+            |weight: &[f32], changed: &[f32], energy| relative_output_error(weight, changed, energy, &gram, 2).unwrap();
+        assert_eq!(error(&weight, &weight, energy), 0.0);
+        assert!((error(&weight, &[0.0; 4], energy) - 1.0).abs() < 1e-6);
+        assert_eq!(error(&[0.0; 4], &[0.0; 4], 0.0), 0.0);
     }
 }

@@ -1,7 +1,7 @@
 //! What a run came to, as tables for people and as one JSON object.
 
 use crate::{LayerReport, Options, QuantizeError, card, prove::Proof, solver::ClippingReport};
-use calibration::Manifest;
+use calibration::{DriveReport, Manifest, walk::Seconds};
 use console::{Table, machine};
 use model::{format::Target, inspect::Inspection, runtimes::Verdict};
 use serde::Serialize;
@@ -61,6 +61,21 @@ pub struct Output {
     pub runtimes: Vec<Verdict>,
 }
 
+/// Seconds of the parts of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Parts {
+    /// Reading weights, and bringing them to a device.
+    pub weights: f64,
+    /// Forward passes; on a device also summing up statistics.
+    pub forward: f64,
+    /// Summing up statistics; on a device bringing them back.
+    pub statistics: f64,
+    /// Solving, measuring, keeping what is done.
+    pub solving: f64,
+    /// Writing the checkpoint and reading it back.
+    pub writing: f64,
+}
+
 /// Sums over a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Totals {
@@ -72,12 +87,28 @@ pub struct Totals {
     pub error: Option<f64>,
     /// Seconds of this run.
     pub seconds: f64,
+    /// Seconds of its parts, where it walked the model.
+    pub parts: Option<Parts>,
     /// Calibration tokens per second of walking the model; none where blocks came from an earlier run.
     pub tokens_per_second: Option<f64>,
     /// The most memory held, in bytes.
     pub peak_memory: Option<u64>,
     /// Blocks taken over from an earlier run.
     pub blocks_resumed: usize,
+}
+
+impl Parts {
+    /// Of `walk`, and of writing behind it.
+    pub(crate) fn of(walk: &DriveReport, writing: f64) -> Self {
+        let sum = |part: fn(&Seconds) -> f64| walk.blocks.iter().map(part).sum();
+        Self {
+            weights: sum(|block| block.load),
+            forward: sum(|block| block.propagate),
+            statistics: sum(|block| block.capture),
+            solving: sum(|block| block.visit),
+            writing,
+        }
+    }
 }
 
 impl LayerReport {
@@ -187,6 +218,18 @@ impl Outcome {
         table.row(["mean error, nearest".to_owned(), scientific(totals.error_round_to_nearest)]);
         table.row(["mean error, written".to_owned(), scientific(totals.error)]);
         table.row(["seconds".to_owned(), format!("{:.1}", totals.seconds)]);
+        if let Some(Parts { weights, forward, statistics, solving, writing }) = totals.parts {
+            let parts = [
+                ("weights", weights),
+                ("forward passes", forward),
+                ("statistics", statistics),
+                ("solving", solving),
+                ("writing", writing),
+            ];
+            for (part, seconds) in parts {
+                table.row([format!("  {part}"), format!("{seconds:.1}")]);
+            }
+        }
         if let Some(rate) = totals.tokens_per_second {
             table.row(["calibration tokens per second".to_owned(), format!("{rate:.0}")]);
         }

@@ -3,6 +3,7 @@
 
 use crate::{
     Hessian, QuantizeError,
+    measure::output_error,
     solver::{LayerReport, Solver, check_finite},
 };
 use kernels::{Engine, QuantSpec, QuantizedMatrix};
@@ -24,7 +25,7 @@ impl Solver for RoundToNearest {
     ) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
         let started = Instant::now();
         let (matrix, mut report) = round(linear, spec, &self.engine)?;
-        let error = self.output_error(linear, &matrix.dequantize(), hessian);
+        let error = output_error(linear, &matrix.dequantize(), hessian)?;
         report.tokens = hessian.tokens();
         report.error_round_to_nearest = Some(error);
         report.error = Some(error);

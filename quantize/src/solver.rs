@@ -1,6 +1,6 @@
 //! The seam between a method and everything around it: [`Solver`], one method, weight and statistics in, integers out.
 
-use crate::{Hessian, QuantizeError, measure};
+use crate::{Hessian, QuantizeError};
 use kernels::{QuantSpec, QuantizedMatrix, cholesky::Precision, kquant::BlockType};
 use model::Linear;
 use serde::{Deserialize, Serialize};
@@ -14,11 +14,6 @@ pub trait Solver: Sync {
         spec: &QuantSpec,
         hessian: &mut Hessian<'_>,
     ) -> Result<(QuantizedMatrix, LayerReport), QuantizeError>;
-
-    /// The error that a report holds, of `changed` in place of the weight of `linear`.
-    fn output_error(&self, linear: &Linear, changed: &[f32], hessian: &Hessian<'_>) -> f64 {
-        measure::output_error(linear, changed, hessian)
-    }
 }
 
 /// What is known of one quantized module. All but `seconds` is the same on every run.

@@ -1,7 +1,7 @@
 //! What the calibration driver calls back: solve a stage, keep its integers, make a finished block durable.
 
 use crate::{
-    Hessian, Journal, LayerReport, QuantizeError, Solver,
+    Hessian, Journal, QuantizeError, Solver,
     awq::Awq,
     blocks::BlockSolver,
     fold::{self, FoldedBlock, Tensors},
@@ -35,8 +35,8 @@ pub struct Quantizer<'a> {
     /// Sums of squared activations of every module that was captured.
     pub sums: BTreeMap<String, Sums>,
     progress: &'a mut Progress,
-    /// Whether every output error is measured.
-    measured: bool,
+    /// Where weights are solved.
+    engine: Engine,
     /// Parts of the present block that are in the journal.
     parts: usize,
 }
@@ -86,7 +86,7 @@ impl<'a> Quantizer<'a> {
         };
         let block_solver = BlockSolver { method, damping, input_correction, act_order };
         let (sums, parts) = (BTreeMap::new(), 0);
-        Self { plan, journal, algorithm, block_solver, importance, sums, progress, measured, parts }
+        Self { plan, journal, algorithm, block_solver, importance, sums, progress, engine: engine.clone(), parts }
     }
 
     fn solver(&self) -> &dyn Solver {
@@ -109,7 +109,7 @@ impl<'a> Quantizer<'a> {
         statistics: &LayerStatistics,
     ) -> Result<(), QuantizeError> {
         let adequacy = check_statistics(&linears[0].name, statistics)?;
-        let mut hessian = Hessian::new(statistics, &linears[0].name)?;
+        let mut hessian = Hessian::on(&self.engine, statistics, &linears[0].name)?;
         self.solve_linears(index, linears, statistics, &adequacy, &mut hessian)
     }
 
@@ -145,33 +145,17 @@ impl<'a> Quantizer<'a> {
         }
         let stored = self.journal.store_part(index, self.parts, &solved)?;
         self.parts += 1;
-        for (matrix, report) in &stored {
+        for ((matrix, report), given) in stored.iter().zip(&solved) {
+            // Then the errors in the report are those of what the file holds.
+            if (matrix, report) != (&given.0, &given.1) {
+                let what = "the file doesn't hold what the solver gave".to_owned();
+                return Err(QuantizeError::Proof { module: given.1.module.clone(), what });
+            }
             let linear =
                 linears.iter_mut().find(|linear| linear.name == report.module).expect("it was solved just now");
-            let weight = matrix.dequantize();
-            self.check_error(linear, &weight, report, hessian)?;
-            linear.weight = weight;
+            linear.weight = matrix.dequantize();
         }
         Ok(())
-    }
-
-    /// The output error, computed from what the file holds, must be the one in the report.
-    fn check_error(
-        &self,
-        linear: &Linear,
-        weight: &[f32],
-        report: &LayerReport,
-        hessian: &Hessian<'_>,
-    ) -> Result<(), QuantizeError> {
-        if report.error.is_none() && !self.measured {
-            return Ok(());
-        }
-        let error = self.solver().output_error(linear, weight, hessian);
-        if report.error == Some(error) {
-            return Ok(());
-        }
-        let what = format!("its output error is {error:e} by the file, {:?} by the solver", report.error);
-        Err(QuantizeError::Proof { module: report.module.clone(), what })
     }
 
     /// The present block is complete.
@@ -218,7 +202,7 @@ impl Visitor for Quantizer<'_> {
         sample: &[Vec<f32>],
     ) -> Result<Divisors, CalibrationError> {
         let Algorithm::Awq(awq) = &mut self.algorithm else { return Ok(Divisors::new()) };
-        awq.folded = fold::fold(self.plan, block, captured, sample)?;
+        awq.folded = fold::fold(&self.engine, self.plan, block, captured, sample)?;
         let first = |(stage, _): &(Stage, LayerStatistics)| {
             let folded = awq.folded.modules.get(&block.linears(*stage)[0].name);
             folded.map(|folded| (*stage, folded.columns.clone()))

@@ -6,7 +6,7 @@
 mod small_model;
 
 use calibration::LayerStatistics;
-use kernels::{ActOrder, Engine, QuantSpec, ScaleSearch, block_solve};
+use kernels::{ActOrder, Engine, QuantSpec, Resident, ScaleSearch, block_solve};
 use model::{Block, Checkpoint, Linear, Stage, decoder::Activations};
 use proptest::prelude::*;
 use quantize::{
@@ -14,7 +14,7 @@ use quantize::{
     awq::{Awq, Choice, Rounding, best, candidates},
     fold::FoldedBlock,
     gptq::Gptq,
-    measure::scaled_rounding_energy,
+    measure,
     sublayer::Trial,
 };
 use rand::{Rng, SeedableRng};
@@ -79,11 +79,13 @@ fn search(
     storable: impl Fn(&[f32]) -> Vec<f32>,
 ) -> Choice {
     best(candidates(statistics, channels, steps, storable), channels, |columns| {
+        let gram = Resident::new(&Engine::Cpu, &statistics.gram)?;
         let lost = |(linear, rounding): &(&Linear, Rounding<'_>)| {
-            scaled_rounding_energy(&linear.weight, columns, &statistics.gram, *rounding)
+            measure::Trial::new(&linear.weight, linear.inputs, &gram, *rounding)?.rounding_energy(columns, &gram)
         };
         linears.iter().map(lost).sum()
     })
+    .unwrap()
 }
 
 #[test]

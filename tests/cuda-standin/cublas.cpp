@@ -92,10 +92,14 @@ API cublasGemmEx(void*, int a_operation, int b_operation, int m, int n, int k, c
     if (a_type != BFLOAT16 || b_type != BFLOAT16 || c_type != FLOAT32 || compute != FLOAT32_SUMS) {
         return INVALID_VALUE;
     }
-    // Columns of either as they lie.
-    const size_t a_count = size_t(a_leading) * (a_operation == NONE ? k : m);
-    const size_t b_count = size_t(b_leading) * (b_operation == NONE ? n : k);
-    if (!standin_owns(reinterpret_cast<uint64_t>(a), 2 * a_count) ||
+    // Either as it lies, up to its last number.
+    const auto count = [](int operation, int rows, int columns, int leading) {
+        const size_t last = operation == NONE ? columns : rows, height = operation == NONE ? rows : columns;
+        return last && height ? (last - 1) * leading + height : 0;
+    };
+    const size_t a_count = count(a_operation, m, k, a_leading), b_count = count(b_operation, k, n, b_leading);
+    if (a_leading < (a_operation == NONE ? m : k) || b_leading < (b_operation == NONE ? k : n) ||
+        !standin_owns(reinterpret_cast<uint64_t>(a), 2 * a_count) ||
         !standin_owns(reinterpret_cast<uint64_t>(b), 2 * b_count)) {
         return INVALID_VALUE;
     }

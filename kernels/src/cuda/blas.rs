@@ -7,6 +7,7 @@ use cudarc::{
     cublas::{result, sys},
     driver::{DevicePtr, DevicePtrMut},
 };
+use std::ops::Range;
 
 /// A size as cuBLAS takes it.
 pub(super) fn size(count: usize, of: &str) -> Result<i32, CudaError> {
@@ -105,6 +106,50 @@ pub(super) fn add_bfloat16_product(
             out as *mut _,
             sys::cudaDataType::CUDA_R_32F,
             m,
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    }?;
+    Ok(())
+}
+
+/// Adds `aᵀb` to rows `panel` of the square matrix `sums` (`[width, width]`), in the columns up to the panel's last; both
+/// factors are `[rows, width]`, bfloat16.
+pub(super) fn add_bfloat16_panel(
+    device: &Device,
+    sums: &mut impl DevicePtrMut<f32>,
+    (a, b): (&impl DevicePtr<u16>, &impl DevicePtr<u16>),
+    width: usize,
+    panel: Range<usize>,
+) -> Result<(), CudaError> {
+    assert_eq!((sums.len(), a.len(), b.len() % width), (width * width, b.len(), 0), "shapes of sums, a and b");
+    assert!(panel.end <= width, "a panel of {panel:?} in {width} rows");
+    let [leading, n, m] = [width, panel.len(), panel.end].map(|count| size(count, "columns"));
+    let (leading, n, m, k) = (leading?, n?, m?, size(a.len() / width, "rows")?);
+    let stream = device.stream();
+    let ((a, _a), (b, _b), (sums, _sums)) = (a.device_ptr(stream), b.device_ptr(stream), sums.device_ptr_mut(stream));
+    let one = 1.0f32;
+    // SAFETY: as for `product`. The panel begins at its first row of the sums, and at its first column of `a`, each row of
+    // which has `width` numbers: none beyond the last is touched.
+    unsafe {
+        result::gemm_ex(
+            *device.blas().handle(),
+            sys::cublasOperation_t::CUBLAS_OP_N,
+            sys::cublasOperation_t::CUBLAS_OP_T,
+            m,
+            n,
+            k,
+            (&raw const one).cast(),
+            b as *const _,
+            sys::cudaDataType::CUDA_R_16BF,
+            leading,
+            (a as *const u16).add(panel.start).cast(),
+            sys::cudaDataType::CUDA_R_16BF,
+            leading,
+            (&raw const one).cast(),
+            (sums as *mut f32).add(panel.start * width).cast(),
+            sys::cudaDataType::CUDA_R_32F,
+            leading,
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )

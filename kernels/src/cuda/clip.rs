@@ -10,28 +10,55 @@ use super::{
 use crate::QuantSpec;
 use cudarc::driver::PushKernelArg;
 
-impl Device {
-    /// `e G eᵀ` of each row `e` of `round(W·s) / s - W` (its sign aside), for `weight` `[outputs, inputs]`, factors `s` of its
-    /// columns and the Gram matrix `gram` of its inputs, `[inputs, inputs]`, whole. Products are float32, sums float64.
-    pub fn scaled_rounding_energies(
+/// A weight on the device whose rounding is tried with many factors, `[columns, rows]`.
+#[derive(Debug)]
+pub struct Trial {
+    columns: Arranged,
+    groups: Groups,
+    spec: QuantSpec,
+}
+
+impl Trial {
+    /// Of `weight`, `[outputs, inputs]`, to be rounded as `spec` says.
+    pub fn new(device: &Device, weight: &[f32], inputs: usize, spec: &QuantSpec) -> Result<Self, CudaError> {
+        let size = spec.columns_per_group(inputs);
+        let index: Vec<u32> = (0..inputs).map(|column| (column / size) as u32).collect();
+        let groups = Groups::new(device, &index, spec.groups(inputs))?;
+        Ok(Self { columns: device.arrange_as_stored(weight, inputs)?, groups, spec: *spec })
+    }
+
+    /// `e G eᵀ` of each row `e` of `round(W·s) / s - W` (its sign aside), for factors `s` of the weight's columns and the Gram
+    /// matrix `gram` of its inputs, `[inputs, inputs]`, whole. Products are float32, sums float64.
+    pub fn rounding_energies(
         &self,
-        weight: &[f32],
+        device: &Device,
         factors: &[f32],
         gram: &Buffer<f32>,
-        spec: &QuantSpec,
     ) -> Result<Vec<f64>, CudaError> {
-        let inputs = factors.len();
-        assert_eq!((weight.len() % inputs, gram.len()), (0, inputs * inputs), "shapes of weight, factors and gram");
-        let order: Vec<usize> = (0..inputs).collect();
-        let mut columns = self.arrange(weight, &order)?;
-        if columns.rows == 0 {
+        let Arranged { weight, rows, columns } = &self.columns;
+        assert_eq!((factors.len(), gram.len()), (*columns, columns * columns), "shapes of factors and gram");
+        if *rows == 0 {
             return Ok(Vec::new());
         }
-        let factors = self.upload(factors)?;
-        self.scale_columns(&mut columns, &factors, false)?;
-        self.take_rounding_errors(&mut columns, spec)?;
-        self.scale_columns(&mut columns, &factors, true)?;
-        self.energies(&columns, gram)
+        let mut errors = Arranged { weight: device.duplicate(weight)?, rows: *rows, columns: *columns };
+        let factors = device.upload(factors)?;
+        device.scale_columns(&mut errors, &factors, false)?;
+        device.take_rounding_errors(&mut errors, &self.groups, &self.spec)?;
+        device.scale_columns(&mut errors, &factors, true)?;
+        device.energies(&errors, gram)
+    }
+}
+
+impl Device {
+    /// `e G eᵀ` of each row `e` of `errors`, `[rows, inputs]`. Products are float32, sums float64.
+    pub fn row_energies(&self, errors: &[f32], inputs: usize, gram: &Buffer<f32>) -> Result<Vec<f64>, CudaError> {
+        assert_eq!(gram.len(), inputs * inputs, "shape of gram");
+        let columns = self.arrange_as_stored(errors, inputs)?;
+        if columns.rows == 0 { Ok(Vec::new()) } else { self.energies(&columns, gram) }
+    }
+
+    fn arrange_as_stored(&self, weight: &[f32], inputs: usize) -> Result<Arranged, CudaError> {
+        self.arrange(weight, &(0..inputs).collect::<Vec<_>>())
     }
 
     fn scale_columns(&self, weight: &mut Arranged, factors: &Buffer<f32>, divide: bool) -> Result<(), CudaError> {
@@ -46,12 +73,9 @@ impl Device {
     }
 
     /// Puts `w - value(nearest code)` in the place of each weight, on grids that are fitted to it.
-    fn take_rounding_errors(&self, weight: &mut Arranged, spec: &QuantSpec) -> Result<(), CudaError> {
-        let size = spec.columns_per_group(weight.columns);
-        let index: Vec<u32> = (0..weight.columns).map(|column| (column / size) as u32).collect();
-        let groups = Groups::new(self, &index, spec.groups(weight.columns))?;
+    fn take_rounding_errors(&self, weight: &mut Arranged, groups: &Groups, spec: &QuantSpec) -> Result<(), CudaError> {
         let mut grids = DeviceGrids::room(self, groups.count, weight.rows)?;
-        grids.fit(self, weight, &groups, 0, groups.count, spec)?;
+        grids.fit(self, weight, groups, 0, groups.count, spec)?;
         let kernel = self.kernel(&GRID, "rounding_errors")?;
         let (columns, rows, max_code) = (weight.columns as u32, weight.rows as u32, spec.max_code() as f32);
         let mut launch = self.stream().launch_builder(&kernel);

@@ -1,13 +1,14 @@
 //! A device, opened: [`Device`].
 
-use super::{Buffer, CudaError, compiler::Compiler, copies::Copies, sources::Source};
+use super::{Buffer, CudaError, compiler::Compiler, copies::Copies, factor::open_solver, sources::Source};
 use cudarc::{
     cublas::{self, CudaBlas},
+    cusolver::DnHandle,
     driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, ValidAsZeroBits, sys},
 };
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 /// The oldest architecture that the kernels are compiled and checked for, as `10 * major + minor`.
@@ -29,6 +30,8 @@ pub struct Device {
     stream: Arc<CudaStream>,
     compiler: Compiler,
     blas: CudaBlas,
+    /// Loaded when first needed.
+    solver: OnceLock<DnHandle>,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     /// Made when first needed.
     copies: Mutex<Option<Copies>>,
@@ -62,7 +65,7 @@ impl Device {
         let stream = context.default_stream();
         let blas = CudaBlas::new(stream.clone())?;
         let (modules, copies) = (Mutex::default(), Mutex::default());
-        Ok(Self { name, architecture, context, stream, compiler, blas, modules, copies })
+        Ok(Self { name, architecture, context, stream, compiler, blas, solver: OnceLock::new(), modules, copies })
     }
 
     /// How many devices there are.
@@ -173,6 +176,14 @@ impl Device {
 
     pub(super) fn blas(&self) -> &CudaBlas {
         &self.blas
+    }
+
+    pub(super) fn solver(&self) -> Result<&DnHandle, CudaError> {
+        if self.solver.get().is_none() {
+            let opened = open_solver(self)?;
+            return Ok(self.solver.get_or_init(|| opened));
+        }
+        Ok(self.solver.get().expect("it was there just now"))
     }
 
     /// The kernel `name` of `source`, compiled and loaded if it isn't yet.

@@ -1,6 +1,6 @@
 //! What can go wrong on the way to a device and on it.
 
-use cudarc::{cublas::result::CublasError, driver::DriverError};
+use cudarc::{cublas::result::CublasError, cusolver::CusolverError, driver::DriverError};
 
 /// Why something can't be done on a graphics processor.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,9 @@ pub enum CudaError {
     /// cuBLAS refuses.
     #[error("cuBLAS: {0:?}")]
     Blas(#[from] CublasError),
+    /// cuSOLVER refuses.
+    #[error("cuSOLVER: {0:?}")]
+    Solver(#[from] CusolverError),
 }
 
 fn mebibytes(bytes: usize) -> String {

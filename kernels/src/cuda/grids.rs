@@ -33,6 +33,7 @@ impl From<&QuantSpec> for GridSpec {
 }
 
 /// Weights `[columns, rows]` on the device, about to be rounded.
+#[derive(Debug)]
 pub(super) struct Arranged {
     pub(super) weight: Buffer<f32>,
     pub(super) rows: usize,
@@ -40,6 +41,7 @@ pub(super) struct Arranged {
 }
 
 /// The groups of columns, on the device.
+#[derive(Debug)]
 pub(super) struct Groups {
     /// The columns, in the order of their groups.
     members: Buffer<u32>,

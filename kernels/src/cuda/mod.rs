@@ -1,7 +1,7 @@
 //! The operations of this crate on a graphics processor, through the CUDA driver.
 //!
 //! Nothing of CUDA is needed to build or to start: the driver, the compiler (NVRTC) and cuBLAS are loaded when
-//! [`Device::open`] is called, which says plainly what is missing. Kernels are compiled when they are first wanted, from
+//! [`Device::open`] is called, which says plainly what is missing, cuSOLVER when a factor is first wanted. Kernels are compiled when they are first wanted, from
 //! the sources in this crate, one `.cu` file beside the CPU's version of the operation; `sources` lists them and a folder
 //! on disk keeps the machine code (`compiler`).
 //!
@@ -22,6 +22,7 @@ mod device;
 mod divergence;
 mod elementwise;
 mod error;
+mod factor;
 mod gram;
 mod grids;
 mod log_probability;
@@ -32,12 +33,14 @@ mod solve;
 pub mod sources;
 mod stored;
 
+pub use clip::Trial;
 pub use compiler::resources;
 pub use cudarc::driver::{CudaSlice as Buffer, CudaView as View, CudaViewMut as ViewMut};
 pub use decoder::{DeviceRope, MOST_HEAD_WIDTH};
 pub use device::{Device, OLDEST_ARCHITECTURE, present};
 pub use divergence::DeviceSide;
 pub use error::CudaError;
+pub use factor::{DeviceFactor, bytes_to_factor};
 pub use moments::{Sums, Totals};
 pub use operand::Operand;
 pub use solve::{DeviceMatrix, bytes_to_solve};

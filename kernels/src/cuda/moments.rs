@@ -7,11 +7,13 @@ use super::{
     device::{THREADS, grid},
     sources::MOMENTS,
 };
+use crate::Compute;
 use cudarc::driver::PushKernelArg;
 
 /// Sums over the rows `x` of an input of some width, on the device.
 pub struct Sums {
     width: usize,
+    compute: Compute,
     rows: usize,
     /// `Σ xᵀx`, `[width, width]`: the lower triangle.
     gram: Buffer<f32>,
@@ -42,15 +44,15 @@ impl Sums {
         width * (matrices * width * size_of::<f32>() + 2 * size_of::<f64>())
     }
 
-    /// Sums of no rows.
-    pub fn new(device: &Device, width: usize) -> Result<Self, CudaError> {
+    /// Sums of no rows, the Gram matrix by the arithmetic of `compute`.
+    pub fn new(device: &Device, width: usize, compute: Compute) -> Result<Self, CudaError> {
         let (gram, absolute) = (device.zeros(width * width)?, device.zeros(width)?);
-        Ok(Self { width, rows: 0, gram, absolute, square: device.zeros(width)?, drift: None })
+        Ok(Self { width, compute, rows: 0, gram, absolute, square: device.zeros(width)?, drift: None })
     }
 
     /// Adds rows `x` (`[rows, width]`).
     pub fn add(&mut self, device: &Device, x: &Buffer<f32>) -> Result<(), CudaError> {
-        device.accumulate_gram(&mut self.gram, x, self.width)?;
+        device.accumulate_gram_by(self.compute, &mut self.gram, x, self.width)?;
         self.rows += x.len() / self.width;
         if x.is_empty() {
             return Ok(());

@@ -63,7 +63,11 @@ impl Device {
 
     /// `x` rounded to bfloat16 and, with `split`, what that left, rounded. Done where `x` came to be: on the stream of the
     /// copies, what was copied beside the work.
-    fn to_bfloat16(&self, x: &Buffer<f32>, split: bool) -> Result<(Buffer<u16>, Option<Buffer<u16>>), CudaError> {
+    pub(super) fn to_bfloat16(
+        &self,
+        x: &Buffer<f32>,
+        split: bool,
+    ) -> Result<(Buffer<u16>, Option<Buffer<u16>>), CudaError> {
         let stream = x.stream();
         let room = || {
             self.require(x.len() * size_of::<u16>(), "a matrix in bfloat16")?;

@@ -4,6 +4,7 @@
 use super::{
     Buffer, CudaError, Device,
     device::{MOST_BLOCKS, grid},
+    factor::bytes_to_factor,
     grids::{Arranged, DeviceGrids, Groups},
     sources::BLOCK_SOLVE,
 };
@@ -36,12 +37,20 @@ pub struct DeviceMatrix {
     pub(super) group_index: Vec<u32>,
 }
 
-/// Bytes of device memory that solving a weight `[outputs, inputs]` with error compensation takes at most: the weight as
-/// given and arranged, its codes twice, the factor, the errors of a block, the grids.
-pub fn bytes_to_solve(outputs: usize, inputs: usize, spec: &QuantSpec) -> usize {
+/// Bytes of device memory that solving a weight `[outputs, inputs]` with error compensation takes at most, beside the factor:
+/// the weight as given and arranged, its codes twice, the errors of a block, the grids.
+fn bytes_to_compensate(outputs: usize, inputs: usize, spec: &QuantSpec) -> usize {
     let (weight, number) = (outputs * inputs, size_of::<f32>());
     let grids = outputs * spec.groups(inputs) * (number + 1);
-    weight * (2 * number + 2) + inputs * inputs * number + BLOCK * outputs * number + grids
+    weight * (2 * number + 2) + BLOCK * outputs * number + grids
+}
+
+/// Bytes of device memory that a weight `[outputs, inputs]` takes at most: making the factor; solving beside the Gram matrix
+/// and it; measuring outputs beside them, for which the weight is there three times.
+pub fn bytes_to_solve(outputs: usize, inputs: usize, spec: &QuantSpec) -> usize {
+    let square = inputs * inputs * size_of::<f32>();
+    let measuring = 3 * outputs * inputs * size_of::<f32>();
+    bytes_to_factor(inputs).max(2 * square + bytes_to_compensate(outputs, inputs, spec).max(measuring))
 }
 
 impl Device {
@@ -86,33 +95,11 @@ impl Device {
     }
 
     /// Quantizes with error compensation, as [`crate::block_solve::compensate`]; `u` is `[inputs, inputs]` in the order of
-    /// `plan`.
+    /// `plan`. On `grids` where they are given, whatever the plan says of fitting, as [`crate::block_solve::compensate_on`].
     pub fn compensate(
         &self,
         weight: &[f32],
-        u: &[f32],
-        plan: &ColumnPlan,
-        spec: &QuantSpec,
-    ) -> Result<DeviceMatrix, CudaError> {
-        self.solve(weight, u, plan, spec, None)
-    }
-
-    /// [`Device::compensate`] on grids given beforehand, whatever the plan says of fitting.
-    pub fn compensate_on(
-        &self,
-        weight: &[f32],
-        u: &[f32],
-        plan: &ColumnPlan,
-        spec: &QuantSpec,
-        grids: &Grids,
-    ) -> Result<DeviceMatrix, CudaError> {
-        self.solve(weight, u, plan, spec, Some(grids))
-    }
-
-    fn solve(
-        &self,
-        weight: &[f32],
-        u: &[f32],
+        u: &Buffer<f32>,
         plan: &ColumnPlan,
         spec: &QuantSpec,
         grids: Option<&Grids>,
@@ -120,14 +107,14 @@ impl Device {
         let inputs = plan.order.len();
         assert_eq!((plan.group_index.len(), u.len()), (inputs, inputs * inputs), "shapes of the plan and u");
         let outputs = weight.len() / inputs;
-        self.require(bytes_to_solve(outputs, inputs, spec), &format!("solving a weight of {outputs} x {inputs}"))?;
+        self.require(bytes_to_compensate(outputs, inputs, spec), &format!("solving a weight of {outputs} x {inputs}"))?;
         let columns = self.arrange(weight, &plan.order)?;
         let group_at: Vec<u32> = plan.order.iter().map(|&column| plan.group_index[column]).collect();
         let groups = Groups::new(self, &group_at, spec.groups(inputs))?;
         let fixed = plan.fixed_grids || grids.is_some();
         let mut solve = Solve {
             device: self,
-            u: self.upload(u)?,
+            u,
             order: self.upload(&plan.order.iter().map(|&column| column as u32).collect::<Vec<_>>())?,
             codes: self.room(columns.rows * inputs, "codes")?,
             errors: self.room(BLOCK * columns.rows, "errors of a block")?,
@@ -162,7 +149,7 @@ impl Device {
         }
         // The copy, its rearrangement and the codes.
         self.require(weight.len() * 9, "a weight that is being solved")?;
-        let given = self.upload(weight)?;
+        let given = self.upload_beside(weight)?;
         let order: Vec<u32> = order.iter().map(|&column| column as u32).collect();
         let order = self.upload(&order)?;
         let mut arranged = self.room(weight.len(), "a weight by columns")?;
@@ -198,7 +185,7 @@ struct Solve<'a> {
     device: &'a Device,
     spec: &'a QuantSpec,
     columns: Arranged,
-    u: Buffer<f32>,
+    u: &'a Buffer<f32>,
     /// Position → stored column.
     order: Buffer<u32>,
     /// By position.
@@ -234,7 +221,7 @@ impl Solve<'_> {
         let (row_count, column_count) = (*rows as u32, *columns as u32);
         let [start, first, solved, end] = [block.start, first, solved, block.end].map(|at| at as u32);
         let mut launch = self.device.stream().launch_builder(&kernel);
-        launch.arg(weight).arg(&self.u).arg(&self.order).arg(&self.groups.of_column);
+        launch.arg(weight).arg(self.u).arg(&self.order).arg(&self.groups.of_column);
         launch.arg(&self.grids.scales).arg(&self.grids.zeros).arg(&max_code).arg(&row_count).arg(&column_count);
         launch.arg(&start).arg(&first).arg(&solved).arg(&end).arg(&mut self.codes).arg(&mut self.errors);
         // SAFETY: arguments as the kernel declares them; start <= first < solved <= end <= columns and a block has at
@@ -254,7 +241,7 @@ impl Solve<'_> {
         let [row_count, column_count, first, count] = [*rows, *columns, block.start, block.len()].map(|at| at as u32);
         let threads = (TILE / EACH) as u32;
         let mut launch = self.device.stream().launch_builder(&kernel);
-        launch.arg(weight).arg(&self.u).arg(&self.errors);
+        launch.arg(weight).arg(self.u).arg(&self.errors);
         launch.arg(&row_count).arg(&column_count).arg(&first).arg(&count);
         // SAFETY: arguments as the kernel declares them; the errors of this block's positions were just written, and
         // rows and positions beyond the last are left alone.

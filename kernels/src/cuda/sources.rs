@@ -27,6 +27,7 @@ sources! {
     CLIP = "clip.cu",
     DIVERGENCE = "divergence.cu",
     ELEMENTWISE = "elementwise.cu",
+    FACTOR = "factor.cu",
     GRAM = "gram.cu",
     GRID = "grid.cu",
     LOG_PROBABILITY = "log_probability.cu",

@@ -7,6 +7,7 @@
 
 mod decoder;
 mod device;
+mod factor;
 mod packing;
 mod products;
 mod solvers;

@@ -8,7 +8,7 @@ use crate::{
 use half::bf16;
 use kernels::{
     Compute, QuantSpec, ScaleSearch, block_solve,
-    cuda::{PackedWeight, Sums},
+    cuda::{PackedWeight, Sums, Trial},
     moments,
 };
 
@@ -42,6 +42,30 @@ fn gram_matrices_agree_with_the_triple_loop() {
     }
 }
 
+/// Four products of halves have the whole but for `3 · 2^-16` of each, and three have their own sums. More columns than a
+/// panel has.
+#[test]
+fn gram_matrices_of_split_numbers_agree_with_the_triple_loop() {
+    let Some(device) = device() else { return };
+    for (width, rows) in [(1, 1), (7, 0), (33, 64), (1030, 3)] {
+        let x = random(rows * width, 1);
+        let mut gram = device.zeros(width * width).unwrap();
+        let there = device.upload(&x).unwrap();
+        for _ in 0..2 {
+            device.accumulate_gram_by(Compute::Bf16x3, &mut gram, &there, width).unwrap();
+        }
+        let lower = device.download(&gram).unwrap();
+        for i in 0..width {
+            for j in 0..=i {
+                let terms = x.chunks_exact(width).map(|row| 2.0 * f64::from(row[i]) * f64::from(row[j]));
+                let (sum, magnitude) = terms.fold((0.0, 0.0), |(sum, all), term| (sum + term, all + term.abs()));
+                let bound = (3.0 * 2f64.powi(-16) + 6.0 * UNIT * (rows as f64 + 1.0)) * magnitude;
+                assert!((f64::from(lower[i * width + j]) - sum).abs() <= bound, "{width} x {rows} at {i},{j}");
+            }
+        }
+    }
+}
+
 /// Gram matrix and drift within the bound of their sums in any order; what is summed in float64 is summed in the CPU's order.
 #[test]
 fn an_inputs_sums_agree_with_their_formulas() {
@@ -49,7 +73,7 @@ fn an_inputs_sums_agree_with_their_formulas() {
     for (width, rows, divided) in [(1, 1, false), (7, 0, false), (33, 64, true), (130, 9, true), (5, 700, false)] {
         let (x, original) = (random(rows * width, 1), random(rows * width, 2));
         let divisors: Option<Vec<f32>> = divided.then(|| random(width, 3).iter().map(|f| 1.5 + f).collect());
-        let mut sums = Sums::new(device, width).unwrap();
+        let mut sums = Sums::new(device, width, Compute::F32).unwrap();
         let (mut absolute, mut square) = (vec![0.0; width], vec![0.0; width]);
         let half = rows / 2 * width;
         for part in [0..half, half..x.len()] {
@@ -186,7 +210,9 @@ fn the_loss_that_awq_searches_by_is_that_of_the_cpus_errors() {
             let factors: Vec<f32> = random(inputs, 2).iter().map(|f| 1.5 + f).collect();
             let weight: Vec<f32> =
                 weights(rows, inputs, 3).into_iter().map(|w| if w.is_finite() { w } else { 0.5 }).collect();
-            let got = device.scaled_rounding_energies(&weight, &factors, &gram, &spec).unwrap();
+            let trial = Trial::new(device, &weight, inputs, &spec).unwrap();
+            trial.rounding_energies(device, &random(inputs, 9), &gram).unwrap(); // leaves the weight as it was
+            let got = trial.rounding_energies(device, &factors, &gram).unwrap();
             let expected = energies(&weight, &factors, &device.download(&gram).unwrap(), &spec);
             for (row, (got, (energy, magnitude))) in got.iter().zip(expected).enumerate() {
                 // The products' float32 sums; what is summed over them is float64.

@@ -5,6 +5,7 @@ use half::f16;
 use kernels::{
     ActOrder, QuantSpec, QuantizedMatrix, ScaleSearch,
     block_solve::{self, ColumnPlan, Grids},
+    cuda::{Device, DeviceMatrix},
 };
 
 pub(crate) fn spec(bits: u32, group_size: Option<usize>, symmetric: bool, scale_search: ScaleSearch) -> QuantSpec {
@@ -121,6 +122,17 @@ fn given_grids(rows: usize, groups: usize) -> Grids {
     Grids { scales, zeros: (0..rows * groups).map(|at| (at % 16) as u8).collect() }
 }
 
+fn compensated(
+    device: &Device,
+    weight: &[f32],
+    u: &[f32],
+    plan: &ColumnPlan,
+    spec: &QuantSpec,
+    grids: Option<&Grids>,
+) -> DeviceMatrix {
+    device.compensate(weight, &device.upload(u).unwrap(), plan, spec, grids).unwrap()
+}
+
 #[test]
 fn error_compensation_gives_the_same_integers() {
     let Some(device) = device() else { return };
@@ -133,7 +145,7 @@ fn error_compensation_gives_the_same_integers() {
             {
                 let spec = QuantSpec { act_order, ..spec(bits, group_size, symmetric, ScaleSearch::MinMax) };
                 let plan = plan(columns, &spec, act_order, 3);
-                let got = device.compensate(&weight, &u, &plan, &spec).unwrap().download(device).unwrap();
+                let got = compensated(device, &weight, &u, &plan, &spec, None).download(device).unwrap();
                 let expected = block_solve::compensate(&weight, &u, &plan, &spec);
                 assert_equal(&got, &expected, &format!("{rows} x {columns}, {spec:?}"));
             }
@@ -148,12 +160,12 @@ fn error_compensation_with_searched_and_with_given_grids() {
     let (weight, u) = (weights(rows, columns, 1), upper(columns, 2));
     let searched = spec(3, Some(32), false, ScaleSearch::Mse);
     let order = plan(columns, &searched, ActOrder::None, 3);
-    let got = device.compensate(&weight, &u, &order, &searched).unwrap().download(device).unwrap();
+    let got = compensated(device, &weight, &u, &order, &searched, None).download(device).unwrap();
     assert_equal(&got, &block_solve::compensate(&weight, &u, &order, &searched), "searched");
 
     let spec = spec(4, Some(30), false, ScaleSearch::MinMax);
     let (order, grids) = (plan(columns, &spec, ActOrder::Static, 4), given_grids(rows, 5));
-    let got = device.compensate_on(&weight, &u, &order, &spec, &grids).unwrap().download(device).unwrap();
+    let got = compensated(device, &weight, &u, &order, &spec, Some(&grids)).download(device).unwrap();
     assert_equal(&got, &block_solve::compensate_on(&weight, &u, &order, &spec, &grids), "given");
 }
 
@@ -164,7 +176,7 @@ fn a_larger_weight() {
     let (rows, columns, spec) = (200, 640, spec(4, Some(64), false, ScaleSearch::MinMax));
     let (weight, u) = (random(rows * columns, 1), upper(columns, 2));
     let plan = plan(columns, &spec, ActOrder::Static, 3);
-    let got = device.compensate(&weight, &u, &plan, &spec).unwrap().download(device).unwrap();
+    let got = compensated(device, &weight, &u, &plan, &spec, None).download(device).unwrap();
     assert_equal(&got, &block_solve::compensate(&weight, &u, &plan, &spec), "200 x 640");
 }
 
@@ -175,6 +187,6 @@ fn no_rows_are_no_reason_to_fail() {
     let empty = device.round_to_nearest(&[], 16, &spec).unwrap().download(device).unwrap();
     assert_eq!((empty.outputs, empty.codes.len()), (0, 0));
     let plan = plan(16, &spec, ActOrder::Static, 1);
-    let empty = device.compensate(&[], &upper(16, 1), &plan, &spec).unwrap().download(device).unwrap();
+    let empty = compensated(device, &[], &upper(16, 1), &plan, &spec, None).download(device).unwrap();
     assert_eq!((empty.outputs, empty.codes.len()), (0, 0));
 }
