@@ -14,6 +14,7 @@
 
 use crate::{CalibrationError, LayerStatistics};
 use model::{Config, Stage};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Tokens per input column below which a set is called thin.
@@ -95,7 +96,9 @@ pub fn check_statistics(module: &str, statistics: &LayerStatistics) -> Result<St
     let columns = |wanted: &dyn Fn(f64) -> bool| (0..width).filter(|i| wanted(diagonal[*i])).collect::<Vec<_>>();
     let dead_columns = columns(&|value| value == 0.0);
     let near_dead_columns = columns(&|value| value > 0.0 && value < threshold);
-    let squares: f64 = statistics.gram.iter().map(|value| f64::from(*value).powi(2)).sum();
+    let square = |row: &[f32]| row.iter().map(|value| f64::from(*value).powi(2)).sum();
+    let squares: Vec<f64> = statistics.gram.par_chunks(width.max(1)).map(square).collect();
+    let squares: f64 = squares.iter().sum();
     if !(trace.is_finite() && squares.is_finite()) {
         return Err(CalibrationError::NotFinite { module: module.to_owned() });
     }

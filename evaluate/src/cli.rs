@@ -397,8 +397,7 @@ pub(crate) struct Measure {
     ///
     /// On a CUDA device the models run over the windows, and perplexity and divergence are summed there; results differ from
     /// the CPU's by rounding. Tasks and stored log-probabilities (`--save-logits`, and a baseline from it) are read off on
-    /// the CPU. `auto` takes the first device that can be used, else the CPU. No graphics processor has run this yet: see
-    /// docs/cuda.md.
+    /// the CPU. `auto` takes the first device that can be used, else the CPU. What has run where: docs/cuda.md.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: Choice,
 

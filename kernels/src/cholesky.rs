@@ -4,9 +4,15 @@
 //! That is so because `UᵀU = J L⁻ᵀ L⁻¹ J = J (L Lᵀ)⁻¹ J = J (J H J)⁻¹ J = H⁻¹`, and `L⁻¹` reversed is upper triangular.
 
 use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
-use faer::linalg::triangular_inverse::invert_lower_triangular;
+use faer::linalg::matmul::matmul;
+use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
+use faer::prelude::{Reborrow, ReborrowMut};
 use faer::traits::RealField;
-use faer::{MatMut, MatRef, Par, Spec};
+use faer::{Accum, MatMut, MatRef, Par, Spec};
+use rayon::prelude::*;
+
+/// Columns, or rows, of a block. Whatever the number of threads, blocks are the same and each is one thread's.
+const BLOCK: usize = 256;
 
 /// The matrix is not positive definite in the arithmetic used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,68 +68,79 @@ fn factor<T: RealField + Copy>(
     h: &[f32],
     n: usize,
     zero: T,
-    widen: impl Fn(f32) -> T,
-    narrow: impl Fn(T) -> f32,
+    widen: impl Fn(f32) -> T + Sync,
+    narrow: impl Fn(T) -> f32 + Sync,
 ) -> Result<Vec<f32>, NotPositiveDefinite> {
     // Column j of the reversed matrix, which faer stores contiguously, is row n-1-j of h read backwards.
     let mut lower = vec![zero; n * n];
-    for (column, row) in lower.chunks_exact_mut(n.max(1)).zip(h.chunks_exact(n.max(1)).rev()) {
+    lower.par_chunks_mut(n.max(1)).zip(h.par_chunks(n.max(1)).rev()).for_each(|(column, row)| {
         for (to, from) in column.iter_mut().zip(row.iter().rev()) {
             *to = widen(*from);
         }
-    }
+    });
     cholesky(&mut lower, n)?;
-    let mut inverse = vec![zero; n * n];
-    invert_lower_triangular(
-        MatMut::from_column_major_slice_mut(&mut inverse, n, n),
-        MatRef::from_column_major_slice(&lower, n, n),
-        Par::Seq,
-    );
+    let inverse = inverse_by_rows(&lower, n, zero);
     drop(lower);
-    let upper = reversed_transpose(&inverse, n, narrow);
+    // Row p of U is row n-1-p of the inverse, read backwards.
+    let upper: Vec<f32> = inverse.par_iter().rev().map(|entry| narrow(*entry)).collect();
     // An overflow or a not-a-number anywhere means that the matrix was singular in this arithmetic.
-    if upper.iter().all(|v| v.is_finite()) && (0..n).all(|i| upper[i * n + i] > 0.0) {
+    if upper.par_iter().all(|v| v.is_finite()) && (0..n).all(|i| upper[i * n + i] > 0.0) {
         Ok(upper)
     } else {
         Err(NotPositiveDefinite)
     }
 }
 
-/// Overwrites the lower triangle of the column-major `matrix` by its Cholesky factor.
-fn cholesky<T: RealField>(matrix: &mut [T], n: usize) -> Result<(), NotPositiveDefinite> {
-    let settings = Spec::default();
-    let mut buffer = faer::dyn_stack::MemBuffer::new(cholesky_in_place_scratch::<T>(n, Par::Seq, settings));
-    cholesky_in_place(
-        MatMut::from_column_major_slice_mut(matrix, n, n),
-        LltRegularization::default(),
-        Par::Seq,
-        faer::dyn_stack::MemStack::new(&mut buffer),
-        settings,
-    )
-    .map(|_| ())
-    .map_err(|_| NotPositiveDefinite)
+/// Overwrites the lower triangle of the column-major `matrix` by its Cholesky factor, a block of columns at a time: the
+/// block's own factor, what is below it, and then, in parallel, what that takes off the columns behind.
+fn cholesky<T: RealField + Copy>(matrix: &mut [T], n: usize) -> Result<(), NotPositiveDefinite> {
+    let mut left = matrix;
+    for first in (0..n).step_by(BLOCK) {
+        let width = BLOCK.min(n - first);
+        let (panel, behind) = left.split_at_mut(width * n);
+        let rows = MatMut::from_column_major_slice_mut(panel, n, width).subrows_mut(first, n - first);
+        let (mut own, below) = rows.split_at_row_mut(width);
+        cholesky_of_block(own.rb_mut())?;
+        solve_lower_triangular_in_place(own.rb(), below.transpose_mut(), Par::Seq);
+        let panel = MatRef::from_column_major_slice(panel, n, width);
+        behind.par_chunks_mut(BLOCK * n).enumerate().with_max_len(1).for_each(|(index, columns)| {
+            let (start, count) = (first + width + index * BLOCK, columns.len() / n);
+            let columns = MatMut::from_column_major_slice_mut(columns, n, count).subrows_mut(start, n - start);
+            let (below, own) = (panel.subrows(start, n - start), panel.subrows(start, count));
+            matmul(columns, Accum::Add, below, own.transpose(), -T::one_impl(), Par::Seq);
+        });
+        left = behind;
+    }
+    Ok(())
 }
 
-/// The row-major `U[p][q] = X[n-1-p][n-1-q]` of the column-major lower triangle `X`, in tiles for the cache's sake.
-fn reversed_transpose<T: Copy>(x: &[T], n: usize, narrow: impl Fn(T) -> f32) -> Vec<f32> {
-    const TILE: usize = 32;
-    let mut upper = vec![0.0; n * n];
-    for rows in (0..n).step_by(TILE) {
-        for columns in (rows..n).step_by(TILE) {
-            for p in rows..(rows + TILE).min(n) {
-                for q in columns.max(p)..(columns + TILE).min(n) {
-                    upper[p * n + q] = narrow(x[(n - 1 - q) * n + (n - 1 - p)]);
-                }
-            }
-        }
-    }
-    upper
+fn cholesky_of_block<T: RealField>(block: MatMut<'_, T>) -> Result<(), NotPositiveDefinite> {
+    let settings = Spec::default();
+    let mut buffer = faer::dyn_stack::MemBuffer::new(cholesky_in_place_scratch::<T>(block.nrows(), Par::Seq, settings));
+    let stack = faer::dyn_stack::MemStack::new(&mut buffer);
+    let factored = cholesky_in_place(block, LltRegularization::default(), Par::Seq, stack, settings);
+    factored.map(|_| ()).map_err(|_| NotPositiveDefinite)
+}
+
+/// The inverse of the column-major lower triangle `lower`, row after row: a block of rows `X` solves `X L = I`, in parallel.
+fn inverse_by_rows<T: RealField + Copy>(lower: &[T], n: usize, zero: T) -> Vec<T> {
+    let mut inverse = vec![zero; n * n];
+    let lower = MatRef::from_column_major_slice(lower, n, n);
+    // The last rows are the longest: started first, they leave the short ones to even out the threads.
+    inverse.par_chunks_mut((BLOCK * n).max(1)).enumerate().rev().with_max_len(1).for_each(|(index, rows)| {
+        let (start, count) = (index * BLOCK, rows.len() / n);
+        let mut transposed = MatMut::from_column_major_slice_mut(rows, n, count).subrows_mut(0, start + count);
+        (0..count).for_each(|row| transposed[(start + row, row)] = T::one_impl());
+        let upper = lower.submatrix(0, 0, start + count, start + count).transpose();
+        solve_upper_triangular_in_place(upper, transposed, Par::Seq);
+    });
+    inverse
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::hessian;
+    use crate::testing::{hessian, with_threads};
 
     /// The slow, obvious way in float64: invert by Gauss-Jordan, then the textbook Cholesky factor of the inverse.
     fn reference(h: &[f32], n: usize) -> Vec<f64> {
@@ -221,6 +238,33 @@ mod tests {
                 assert!(at % n >= at / n || *got == 0.0, "below the diagonal");
             }
         }
+    }
+
+    /// Several blocks, the last one ragged: against the one of double precision, and by one thread and by three.
+    #[test]
+    fn blocks_join_and_threads_change_nothing() {
+        for n in [257, 600] {
+            let h = hessian(n, n as u64);
+            let run =
+                |threads, precision| with_threads(threads, || inverse_upper_factor(&h, n, precision).expect("it is"));
+            let [single, double] = [Precision::Single, Precision::Double].map(|precision| run(1, precision));
+            assert_eq!(single, run(3, Precision::Single));
+            assert_eq!(double, run(3, Precision::Double));
+            let largest = double.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+            let slow = reference_of_triangle(&h, &double, n);
+            assert!(slow < 1e-4, "UᵀU H is the identity but for {slow}");
+            for (single, double) in single.iter().zip(&double) {
+                assert!((single - double).abs() < 1e-4 * largest);
+            }
+        }
+    }
+
+    /// The largest entry of `UᵀU H − I` in float64.
+    fn reference_of_triangle(h: &[f32], u: &[f32], n: usize) -> f64 {
+        let [h, u] = [h, u].map(|all| all.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
+        let product = multiply(&transpose(&u, n), &multiply(&u, &h, n), n);
+        let error = |(at, value): (usize, &f64)| (value - f64::from(u8::from(at % n == at / n))).abs();
+        product.iter().enumerate().map(error).fold(0.0, f64::max)
     }
 
     #[test]

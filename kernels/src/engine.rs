@@ -29,6 +29,15 @@ pub enum Engine {
     Cuda(Arc<Device>),
 }
 
+/// The integers of a weight.
+#[derive(Debug)]
+pub struct Solution {
+    /// On the host.
+    pub matrix: QuantizedMatrix,
+    /// On the device that found them.
+    pub there: Option<DeviceMatrix>,
+}
+
 impl Choice {
     /// Opens what was chosen. Also says what came of it, for people: where `auto` found no device, why.
     ///
@@ -133,22 +142,20 @@ impl Engine {
         plan: &ColumnPlan,
         spec: &QuantSpec,
         grids: Option<&Grids>,
-    ) -> Result<QuantizedMatrix, CudaError> {
-        match (self, u) {
-            (Self::Cpu, u) => {
-                let u = u.to_host()?;
-                Ok(match grids {
-                    None => block_solve::compensate(weight, &u, plan, spec),
-                    Some(grids) => block_solve::compensate_on(weight, &u, plan, spec, grids),
-                })
-            }
-            (Self::Cuda(device), Resident::Device { numbers: u, .. }) => {
-                device.compensate(weight, u, plan, spec, grids)?.download(device)
-            }
-            (Self::Cuda(device), Resident::Host(u)) => {
-                device.compensate(weight, &device.upload(u)?, plan, spec, grids)?.download(device)
-            }
-        }
+    ) -> Result<Solution, CudaError> {
+        let Self::Cuda(device) = self else {
+            let u = u.to_host()?;
+            let matrix = match grids {
+                None => block_solve::compensate(weight, &u, plan, spec),
+                Some(grids) => block_solve::compensate_on(weight, &u, plan, spec, grids),
+            };
+            return Ok(Solution { matrix, there: None });
+        };
+        let there = match u {
+            Resident::Device { numbers, .. } => device.compensate(weight, numbers, plan, spec, grids)?,
+            Resident::Host(u) => device.compensate(weight, &device.upload(u)?, plan, spec, grids)?,
+        };
+        Ok(Solution { matrix: there.download(device)?, there: Some(there) })
     }
 
     fn pick(

@@ -161,6 +161,19 @@ extern "C" __global__ void nearest_codes(const float* weight, const unsigned* gr
     }
 }
 
+// Puts the error of given codes, which lie as the weights do, in the place of every weight.
+extern "C" __global__ void coded_errors(float* weight, const byte* codes, const unsigned* group_index, const float* scales,
+                                        const byte* zeros, unsigned columns, unsigned rows) {
+    const unsigned row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= rows) {
+        return;
+    }
+    for (unsigned column = blockIdx.y; column < columns; column += gridDim.y) {
+        const size_t at = (size_t)column * rows + row, grid = (size_t)group_index[column] * rows + row;
+        weight[at] -= scales[grid] * ((float)codes[at] - (float)zeros[grid]);
+    }
+}
+
 // Puts the error of rounding in the place of every weight.
 extern "C" __global__ void rounding_errors(float* weight, const unsigned* group_index, const float* scales,
                                            const byte* zeros, unsigned columns, unsigned rows, float max_code) {

@@ -16,6 +16,7 @@ use crate::{
     text,
 };
 use kernels::{Compute, Engine, stored::StoredMatrix};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
@@ -278,7 +279,7 @@ impl Checkpoint {
             let bytes = fs::metadata(path).map_err(ModelError::io(path))?.len();
             Ok(SourceFile { name, bytes, sha256: text::sha256_of_file(path)? })
         };
-        self.files.iter().map(describe).collect()
+        self.files.par_iter().map(describe).collect()
     }
 
     /// Writes tokenizer, generation config and chat template into `folder` as a Hugging Face loader expects them,

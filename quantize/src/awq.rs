@@ -153,8 +153,8 @@ impl Solver for Awq {
                 Ok(Some(clipped.grids))
             };
         let (matrix, factorization) = if let Some(gptq) = &self.compensation {
-            let (matrix, factor) = gptq.compensate(linear, spec, hessian, grids)?;
-            (matrix, Some(Factorization::of(&factor, gptq.damping)))
+            let (solution, factor) = gptq.compensate(linear, spec, hessian, grids)?;
+            (solution.matrix, Some(Factorization::of(&factor, gptq.damping)))
         } else {
             let grids = grids(&linear.weight, hessian.resident(), &stored_groups(linear, spec))?;
             (self.round(linear, spec, grids)?, None)

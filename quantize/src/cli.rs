@@ -245,10 +245,10 @@ struct Resources {
     threads: Option<u16>,
     /// Where the model runs and weights are solved: `auto`, `cpu`, `cuda` or `cuda:N`
     ///
-    /// On a CUDA device the model runs over the calibration text, statistics are summed, and weights are rounded and
-    /// error-compensated. Factors of Hessians, AWQ's searches and the block formats of GGUF stay on the CPU. Statistics differ
-    /// from the CPU's by rounding; given the same ones, so do no integers. `auto` takes the first device that can be used,
-    /// else the CPU. No graphics processor has run this yet: see docs/cuda.md.
+    /// On a CUDA device the model runs over the calibration text, statistics are summed, Hessians are factored, AWQ's factors
+    /// are tried, weights are rounded and error-compensated, and errors are measured. AWQ's clipping and the block formats of
+    /// GGUF stay on the CPU. Statistics and factors differ from the CPU's by rounding; given the same ones, integers don't.
+    /// `auto` takes the first device that can be used, else the CPU. What has run where: docs/cuda.md.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Choice,
     /// Windows whose activations stay on the CUDA device [default: as many as fit]

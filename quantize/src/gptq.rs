@@ -36,11 +36,13 @@ use crate::{
     Hessian, QuantizeError,
     awq::Rounding,
     hessian::Factor,
-    measure::{Trial, output_energy, relative, relative_output_error},
+    measure::{Trial, relative},
     order::column_plan,
     solver::{Factorization, LayerReport, Solver, check_finite},
 };
-use kernels::{Engine, QuantSpec, QuantizedMatrix, Resident, block_solve::Grids, cuda::CudaError, drift};
+use kernels::{
+    Engine, QuantSpec, QuantizedMatrix, Resident, block_solve::Grids, cuda::CudaError, drift, engine::Solution,
+};
 use model::Linear;
 use std::{rc::Rc, time::Instant};
 
@@ -65,10 +67,10 @@ impl Solver for Gptq {
     ) -> Result<(QuantizedMatrix, LayerReport), QuantizeError> {
         let started = Instant::now();
         check_finite(linear)?;
-        let (matrix, factor) = self.compensate(linear, spec, hessian, |_, _, _| Ok(None))?;
-        let mut report = self.measure(linear, &matrix, hessian, &factor)?;
+        let (solution, factor) = self.compensate(linear, spec, hessian, |_, _, _| Ok(None))?;
+        let mut report = self.measure(linear, &solution, hessian, &factor)?;
         report.seconds = started.elapsed().as_secs_f64();
-        Ok((matrix, report))
+        Ok((solution.matrix, report))
     }
 }
 
@@ -81,20 +83,20 @@ impl Gptq {
         spec: &QuantSpec,
         hessian: &mut Hessian<'_>,
         grids: impl FnOnce(&[f32], &Resident<'_>, &[u32]) -> Result<Option<Grids>, CudaError>,
-    ) -> Result<(QuantizedMatrix, Rc<Factor>), QuantizeError> {
+    ) -> Result<(Solution, Rc<Factor>), QuantizeError> {
         let plan = column_plan(hessian.diagonal(), spec);
         let factor = hessian.factor(&plan.order, self.damping, &linear.name)?;
         let weight = target(linear, hessian, &factor, self.input_correction)?;
         let grids = grids(&weight, hessian.resident(), &plan.group_index)?;
-        let matrix = self.engine.compensate(&weight, &factor.upper, &plan, spec, grids.as_ref())?;
-        Ok((matrix, factor))
+        let solution = self.engine.compensate(&weight, &factor.upper, &plan, spec, grids.as_ref())?;
+        Ok((solution, factor))
     }
 
     /// What the integers cost, and what plain rounding would have.
     fn measure(
         &self,
         linear: &Linear,
-        matrix: &QuantizedMatrix,
+        solution: &Solution,
         hessian: &Hessian<'_>,
         factor: &Factor,
     ) -> Result<LayerReport, QuantizeError> {
@@ -102,17 +104,17 @@ impl Gptq {
             tokens: hessian.tokens(),
             factorization: Some(Factorization::of(factor, self.damping)),
             dead_columns: hessian.dead().to_vec(),
-            ..LayerReport::unmeasured(linear, &matrix.spec)
+            ..LayerReport::unmeasured(linear, &solution.matrix.spec)
         };
         if !self.measured {
             return Ok(known);
         }
         let (gram, width) = (hessian.resident(), linear.inputs);
-        let energy = output_energy(&linear.weight, gram, width)?;
-        let nearest = Trial::new(&linear.weight, width, gram, Rounding::Groups(&matrix.spec))?;
+        let trial = Trial::new(&linear.weight, width, gram, Rounding::Groups(&solution.matrix.spec))?;
+        let energy = trial.output_energy(gram, width)?;
         Ok(LayerReport {
-            error_round_to_nearest: Some(relative(nearest.rounding_energy(&vec![1.0; width], gram)?, energy)),
-            error: Some(relative_output_error(&linear.weight, &matrix.dequantize(), energy, gram, width)?),
+            error_round_to_nearest: Some(relative(trial.rounding_energy(&vec![1.0; width], gram)?, energy)),
+            error: Some(relative(trial.error_energy(solution, gram)?, energy)),
             ..known
         })
     }

@@ -15,6 +15,7 @@ use kernels::{
     cholesky::{Damped, Precision},
     factor::inverse_upper_factor,
 };
+use rayon::prelude::*;
 use std::rc::Rc;
 
 /// Doublings of the damping before giving up: from the usual 0.01 to beyond 1, where `λ` exceeds the mean diagonal.
@@ -57,7 +58,7 @@ impl<'a> Hessian<'a> {
     /// The same, to be factored by `engine`.
     pub fn on(engine: &Engine, statistics: &'a LayerStatistics, module: &str) -> Result<Self, QuantizeError> {
         let not_finite = || QuantizeError::NotFinite { module: module.to_owned(), what: "its inputs are" };
-        if statistics.gram.iter().any(|v| !v.is_finite()) {
+        if statistics.gram.par_chunks(statistics.width.max(1)).any(|row| row.iter().any(|v| !v.is_finite())) {
             return Err(not_finite());
         }
         let scale = 2.0 / statistics.tokens.max(1) as f32;

@@ -420,19 +420,27 @@ fn written_module(report: &LayerReport) -> QuantizedModule {
 }
 
 fn load_module(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<kernels::QuantizedMatrix, ModelError> {
-    load_matrix(journal, plan, name)?.grid(name).cloned()
+    found(journal, plan, name, |matrix| matrix.grid(name).cloned())
 }
 
 fn load_matrix(journal: &Journal, plan: &ValidPlan, name: &str) -> Result<Matrix, ModelError> {
+    found(journal, plan, name, |matrix| Ok(matrix.clone()))
+}
+
+fn found<T>(
+    journal: &Journal,
+    plan: &ValidPlan,
+    name: &str,
+    take: impl FnOnce(&Matrix) -> Result<T, ModelError>,
+) -> Result<T, ModelError> {
     let missing = |what: String| ModelError::Tensor { tensor: name.to_owned(), what };
     let module =
         plan.modules.iter().find(|m| m.name == name).ok_or_else(|| missing("is not in the plan".to_owned()))?;
     let block = journal.load(module.block).map_err(|error| missing(error.to_string()))?;
     let solved = block.iter().find(|(_, report)| report.module == name);
-    solved.map(|(matrix, _)| matrix.clone()).ok_or_else(|| missing("is not in the journal".to_owned()))
+    solved.map_or_else(|| Err(missing("is not in the journal".to_owned())), |(matrix, _)| take(matrix))
 }
 
-/// Refuses a weight that the device is to solve and has no memory for.
 /// Refuses a device that lacks the library for factors where the method needs them.
 fn check_solver(engine: &Engine, plan: &ValidPlan) -> Result<(), QuantizeError> {
     match engine {
@@ -441,6 +449,7 @@ fn check_solver(engine: &Engine, plan: &ValidPlan) -> Result<(), QuantizeError> 
     }
 }
 
+/// Refuses a weight that the device is to solve and has no memory for.
 fn check_room(engine: &Engine, plan: &ValidPlan) -> Result<(), QuantizeError> {
     for module in plan.quantized() {
         if let (Some(spec), None) = (&module.spec, module.blocks) {

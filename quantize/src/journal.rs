@@ -20,6 +20,7 @@ use kernels::{QuantizedMatrix, kquant::BlockMatrix};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 use std::{
+    borrow::Cow,
     collections::HashMap,
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
@@ -242,26 +243,26 @@ fn listed(differences: &[String]) -> String {
 }
 
 /// A tensor as it goes into a file: name, type, shape, bytes.
-type Entry = (String, Dtype, Vec<usize>, Vec<u8>);
+type Entry<'a> = (String, Dtype, Vec<usize>, Cow<'a, [u8]>);
 
 fn encode(modules: &[Solved]) -> Result<Vec<u8>, String> {
-    let mut stored: Vec<Entry> = Vec::new();
+    let mut stored: Vec<Entry<'_>> = Vec::new();
     for (matrix, report) in modules {
         let name = |part: &str| format!("{}.{part}", report.module);
         let matrix = match matrix {
             Matrix::Grid(matrix) => matrix,
             Matrix::Blocks(matrix) => {
-                stored.push((name("blocks"), Dtype::U8, vec![matrix.bytes.len()], matrix.bytes.clone()));
+                stored.push((name("blocks"), Dtype::U8, vec![matrix.bytes.len()], Cow::Borrowed(&matrix.bytes[..])));
                 continue;
             }
         };
         let (outputs, inputs, groups) = (matrix.outputs, matrix.inputs, matrix.groups());
         let scales = matrix.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
         let group_index = matrix.group_index.iter().flat_map(|group| group.to_le_bytes()).collect();
-        stored.push((name("codes"), Dtype::U8, vec![outputs, inputs], matrix.codes.clone()));
-        stored.push((name("scales"), Dtype::F16, vec![outputs, groups], scales));
-        stored.push((name("zeros"), Dtype::U8, vec![outputs, groups], matrix.zeros.clone()));
-        stored.push((name("group_index"), Dtype::U32, vec![inputs], group_index));
+        stored.push((name("codes"), Dtype::U8, vec![outputs, inputs], Cow::Borrowed(&matrix.codes[..])));
+        stored.push((name("scales"), Dtype::F16, vec![outputs, groups], Cow::Owned(scales)));
+        stored.push((name("zeros"), Dtype::U8, vec![outputs, groups], Cow::Borrowed(&matrix.zeros[..])));
+        stored.push((name("group_index"), Dtype::U32, vec![inputs], Cow::Owned(group_index)));
     }
     let reports: Vec<&LayerReport> = modules.iter().map(|(_, report)| report).collect();
     serialize(&stored, "reports", serde_json::to_string(&reports).map_err(|error| error.to_string())?)
@@ -270,13 +271,13 @@ fn encode(modules: &[Solved]) -> Result<Vec<u8>, String> {
 fn encode_closing(parts: usize, tensors: &Tensors) -> Result<Vec<u8>, String> {
     let entry = |(name, values): (&String, &Vec<f32>)| {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        (format!("{name}{FOLDED}"), Dtype::F32, vec![values.len()], bytes)
+        (format!("{name}{FOLDED}"), Dtype::F32, vec![values.len()], Cow::Owned(bytes))
     };
     serialize(&tensors.iter().map(entry).collect::<Vec<_>>(), "parts", parts.to_string())
 }
 
 /// A safetensors file of `stored`, with one line of metadata.
-fn serialize(stored: &[Entry], key: &str, value: String) -> Result<Vec<u8>, String> {
+fn serialize(stored: &[Entry<'_>], key: &str, value: String) -> Result<Vec<u8>, String> {
     let views = stored
         .iter()
         .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))

@@ -7,6 +7,7 @@ use crate::{Hessian, awq::Rounding};
 use kernels::{
     Resident, block_solve,
     cuda::{self, CudaError, Device},
+    engine::Solution,
     gemm,
     kquant::{BlockMatrix, Weighting},
 };
@@ -28,7 +29,7 @@ pub fn output_energy(a: &[f32], gram: &Resident<'_>, width: usize) -> Result<f64
     }
 }
 
-/// A weight whose rounding is tried, where the Gram matrix of its input is.
+/// A weight of which is asked what changes of it do to its outputs, where the Gram matrix of its input is.
 pub struct Trial<'a> {
     weight: &'a [f32],
     rounding: Rounding<'a>,
@@ -50,6 +51,27 @@ impl<'a> Trial<'a> {
             _ => None,
         };
         Ok(Self { weight, rounding, there })
+    }
+
+    /// `‖W X‖²`.
+    pub fn output_energy(&self, gram: &Resident<'_>, width: usize) -> Result<f64, CudaError> {
+        match (&self.there, gram) {
+            (Some((device, trial)), Resident::Device { numbers, .. }) => {
+                Ok(trial.energies(device, numbers)?.iter().sum())
+            }
+            _ => output_energy(self.weight, gram, width),
+        }
+    }
+
+    /// `‖(W − Q) X‖²`.
+    pub fn error_energy(&self, solution: &Solution, gram: &Resident<'_>) -> Result<f64, CudaError> {
+        if let (Some((device, trial)), Some(matrix), Resident::Device { numbers, .. }) =
+            (&self.there, &solution.there, gram)
+        {
+            return Ok(trial.error_energies(device, matrix, numbers)?.iter().sum());
+        }
+        let errors: Vec<f32> = self.weight.iter().zip(solution.matrix.dequantize()).map(|(w, q)| w - q).collect();
+        output_energy(&errors, gram, solution.matrix.inputs)
     }
 
     /// `‖E X‖²` for `E = round(W·s) / s − W`: what rounding costs when column `c` of the weight is multiplied by

@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use console::generated::Kind;
 use std::path::PathBuf;
-use study::Store;
+use study::{Store, init::Changes};
 
 /// Answer a question about quantization with evidence
 ///
@@ -20,18 +20,79 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// What `study init` writes.
+#[derive(Args)]
+pub(crate) struct InitOptions {
+    /// The file to write
+    #[arg(value_name = "FILE", default_value = "study.toml")]
+    pub(crate) file: PathBuf,
+    /// Which study to start from [default: calibration-alignment]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub(crate) template: Option<Template>,
+    /// The models: a Hugging Face folder, a GGUF file, `org/name` on the hub, or `demo`
+    #[arg(long, value_name = "MODEL", value_delimiter = ',')]
+    model: Vec<String>,
+    /// Methods, separated by commas; several are crossed, as with the options below
+    #[arg(long, value_name = "METHODS", value_delimiter = ',')]
+    method: Vec<String>,
+    /// Bits per weight
+    #[arg(long, value_name = "BITS", value_delimiter = ',')]
+    bits: Vec<String>,
+    /// Columns that share a scale, or -1 for a whole row
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', allow_hyphen_values = true)]
+    group_size: Vec<String>,
+    /// Orders of columns
+    #[arg(long, value_name = "ORDERS", value_delimiter = ',')]
+    act_order: Vec<String>,
+    /// Seeds: as many draws of each calibration set
+    #[arg(long, value_name = "SEEDS", value_delimiter = ',')]
+    seed: Vec<String>,
+    /// A calibration set, in place of the template's; may be given several times, a name again for a mixture
+    ///
+    /// As `quantize --calibration` takes it: `law=texts/law.txt`, `code=hub:org/name/path`, `both=texts/law.txt=2`.
+    #[arg(long, value_name = "NAME=SOURCE", value_parser = named)]
+    calibration: Vec<(String, String)>,
+    /// A text to evaluate on, in place of the template's; may be given several times
+    ///
+    /// One that is called like a calibration set is of its domain.
+    #[arg(long, value_name = "NAME=TEXT", value_parser = named)]
+    evaluation: Vec<(String, String)>,
+}
+
+impl InitOptions {
+    /// What is to differ from the template.
+    pub(crate) fn changes(&self) -> Changes {
+        let settings = [
+            ("model", &self.model),
+            ("method", &self.method),
+            ("bits", &self.bits),
+            ("group-size", &self.group_size),
+            ("act-order", &self.act_order),
+            ("seed", &self.seed),
+        ];
+        Changes {
+            settings: settings.map(|(key, values)| (key, values.clone())).into(),
+            calibration: self.calibration.clone(),
+            evaluation: self.evaluation.clone(),
+        }
+    }
+}
+
+/// `law=law.txt` as its two halves.
+pub(crate) fn named(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, rest)) if !name.is_empty() && !rest.is_empty() => Ok((name.to_owned(), rest.to_owned())),
+        _ => Err("a name and a text are written NAME=TEXT, such as law=texts/law.txt".to_owned()),
+    }
+}
+
 /// What can be done.
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Write a commented study file to start from
-    Init {
-        /// The file to write
-        #[arg(value_name = "FILE", default_value = "study.toml")]
-        file: PathBuf,
-        /// Which study to start from
-        #[arg(long, value_enum, value_name = "NAME", default_value_t = Template::CalibrationAlignment)]
-        template: Template,
-    },
+    ///
+    /// From a template, with the models, settings and texts that are given; on a terminal and without any of them it asks.
+    Init(InitOptions),
     /// Validate a study, count its cells, estimate what it takes
     ///
     /// Opens every model and text, cuts every calibration set and evaluation, holds every combination of settings against
@@ -437,6 +498,14 @@ mod tests {
         assert_eq!((part("1/1"), part("2/4")), (Ok((0, 1)), Ok((1, 4))));
         for wrong in ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"] {
             assert!(part(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_name_and_a_text_are_told_apart_at_the_first_sign() {
+        assert_eq!(named("law=a.txt=2"), Ok(("law".to_owned(), "a.txt=2".to_owned())));
+        for wrong in ["law", "=a.txt", "law=", ""] {
+            assert!(named(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -16,6 +16,7 @@ pub mod evaluator;
 pub mod export;
 pub mod file;
 pub mod findings;
+pub mod init;
 pub mod local;
 pub mod measure;
 pub mod opened;

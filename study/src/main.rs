@@ -1,8 +1,9 @@
 //! The binary `study`: one function for each subcommand.
 
+mod ask;
 mod cli;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{CommandFactory as _, Parser as _};
 use cli::{CaptureOptions, Cli, Command, Format, On, RunOptions, SampleOptions, SolveOptions, Where};
 use console::{Exit, Live, Table, machine};
@@ -31,7 +32,7 @@ const LOOK: Duration = Duration::from_secs(2);
 fn main() -> ExitCode {
     let cli = Cli::parse();
     console::run(|| match cli.command {
-        Command::Init { file, template } => init(&file, template),
+        Command::Init(options) => init(&options),
         Command::Check { study, json } => check_study(&study, json),
         Command::Run(options) => run(&options, false),
         Command::Retry(options) => run(&options, true),
@@ -69,11 +70,19 @@ fn say(text: &str) {
     eprintln!("{text}");
 }
 
-fn init(file: &Path, template: cli::Template) -> anyhow::Result<Exit> {
+fn init(options: &cli::InitOptions) -> anyhow::Result<Exit> {
+    let file = &options.file;
     if file.exists() {
         bail!("{} is there already; give another name, or remove it", file.display());
     }
-    fs::write(file, template.text()).with_context(|| file.display().to_string())?;
+    let changes = options.changes();
+    let (template, changes) = if options.template.is_none() && changes.is_empty() && ask::possible() {
+        ask::study()?
+    } else {
+        (options.template.unwrap_or(cli::Template::CalibrationAlignment), changes)
+    };
+    let text = study::init::fill(template.text(), &changes).map_err(|what| anyhow!("this makes no study: {what}"))?;
+    fs::write(file, text).with_context(|| file.display().to_string())?;
     say(&format!("written: {}", file.display()));
     say(&format!("next: edit it, then `study check {0}` and `study run {0}`", file.display()));
     Ok(Exit::Done)

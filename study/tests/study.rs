@@ -540,6 +540,21 @@ fn init_writes_a_study_that_checks_and_never_overwrites() {
     assert!(bench.fail(&["init", "new.toml"]).contains("is there already"));
 }
 
+/// The texts of the demo model, under other names.
+#[test]
+fn init_takes_models_settings_and_texts() {
+    let bench = Bench::new("");
+    let texts =
+        ["--calibration", "a=demo:prose", "--calibration", "b=demo:code", "--evaluation", "a=demo:prose-heldout"];
+    let settings = ["--template", "group-size", "--bits", "4,3", "--group-size", "32,-1", "--seed", "0"];
+    bench.succeed(&[&["init", "new.toml"], &settings[..], &texts].concat());
+    let (said, _) = bench.succeed(&["check", "new.toml"]);
+    // Two widths, two sizes, two sets; one text, and the model itself.
+    assert!(said.contains("configurations: 8") && said.contains("cells: 9"), "{said}");
+    assert!(bench.fail(&["init", "other.toml", "--bits", "many"]).contains("this makes no study"));
+    assert!(!bench.path("other.toml").exists());
+}
+
 #[test]
 fn what_cannot_be_is_refused_with_the_reason() {
     let bench = Bench::new("name = 'n'\nquestion = 'q'\n[settings]\nbitz = 4\n");

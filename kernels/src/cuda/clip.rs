@@ -1,7 +1,7 @@
 //! What rounding costs a layer's output, which AWQ's search for factors compares. The kernels are `clip.cu` and `grid.cu`.
 
 use super::{
-    Buffer, CudaError, Device,
+    Buffer, CudaError, Device, DeviceMatrix,
     blas::{Right, product},
     device::by_row,
     grids::{Arranged, DeviceGrids, Groups},
@@ -10,7 +10,7 @@ use super::{
 use crate::QuantSpec;
 use cudarc::driver::PushKernelArg;
 
-/// A weight on the device whose rounding is tried with many factors, `[columns, rows]`.
+/// A weight on the device, `[columns, rows]`, of which is asked what changes of it do to its outputs.
 #[derive(Debug)]
 pub struct Trial {
     columns: Arranged,
@@ -27,8 +27,39 @@ impl Trial {
         Ok(Self { columns: device.arrange_as_stored(weight, inputs)?, groups, spec: *spec })
     }
 
-    /// `e G eᵀ` of each row `e` of `round(W·s) / s - W` (its sign aside), for factors `s` of the weight's columns and the Gram
-    /// matrix `gram` of its inputs, `[inputs, inputs]`, whole. Products are float32, sums float64.
+    /// `w G wᵀ` of each row `w` of the weight, for the Gram matrix `gram` of its inputs, `[inputs, inputs]`, whole. Products
+    /// are float32, sums float64, here and below.
+    pub fn energies(&self, device: &Device, gram: &Buffer<f32>) -> Result<Vec<f64>, CudaError> {
+        assert_eq!(gram.len(), self.columns.columns.pow(2), "shape of gram");
+        if self.columns.rows == 0 { Ok(Vec::new()) } else { device.energies(&self.columns, gram) }
+    }
+
+    /// `e G eᵀ` of each row `e` of `W - Q`.
+    pub fn error_energies(
+        &self,
+        device: &Device,
+        matrix: &DeviceMatrix,
+        gram: &Buffer<f32>,
+    ) -> Result<Vec<f64>, CudaError> {
+        let Arranged { weight, rows, columns } = &self.columns;
+        assert_eq!((matrix.outputs, matrix.inputs, gram.len()), (*rows, *columns, columns * columns), "shapes");
+        if *rows == 0 {
+            return Ok(Vec::new());
+        }
+        let mut errors = device.duplicate(weight)?;
+        let group_index = device.upload(&matrix.group_index)?;
+        let kernel = device.kernel(&GRID, "coded_errors")?;
+        let (column_count, row_count) = (*columns as u32, *rows as u32);
+        let mut launch = device.stream().launch_builder(&kernel);
+        launch.arg(&mut errors).arg(&matrix.codes).arg(&group_index).arg(&matrix.scales).arg(&matrix.zeros);
+        launch.arg(&column_count).arg(&row_count);
+        // SAFETY: arguments as the kernel declares them; codes and weights are [columns, rows], every column's group has a
+        // grid for every row, and rows beyond the last are left alone.
+        unsafe { launch.launch(by_row(*rows, *columns)) }?;
+        device.energies(&Arranged { weight: errors, rows: *rows, columns: *columns }, gram)
+    }
+
+    /// `e G eᵀ` of each row `e` of `round(W·s) / s - W` (its sign aside), for factors `s` of the weight's columns.
     pub fn rounding_energies(
         &self,
         device: &Device,

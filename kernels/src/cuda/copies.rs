@@ -1,4 +1,5 @@
-//! Copies to the device beside its work, on a stream of their own: [`Device::upload_beside`].
+//! Copies through page-locked memory, on a stream of their own: to the device beside its work, [`Device::upload_beside`], and
+//! large ones back, [`Device::download_large`].
 //!
 //! Numbers go through two pieces of page-locked memory in turn, since only from there does a copy run by itself. A piece is
 //! filled again once the copy out of it is done. What uses the buffer on the device waits for its copy, by the events that
@@ -35,6 +36,20 @@ impl Piece {
         // SAFETY: floats for which any bits are a value; every number is written before it is copied.
         Ok(Self { memory: unsafe { context.alloc_pinned(PIECE) }?, done: None })
     }
+
+    /// Fills `out` with what was copied here.
+    fn take(&mut self, out: &mut [f32]) -> Result<(), CudaError> {
+        if let Some(done) = self.done.take() {
+            done.synchronize()?;
+        }
+        copy(&self.memory.as_slice()?[..out.len()], out);
+        Ok(())
+    }
+}
+
+/// By all threads: one alone is slower than the bus.
+fn copy(from: &[f32], to: &mut [f32]) {
+    to.par_chunks_mut(SHARE).zip(from.par_chunks(SHARE)).for_each(|(to, from)| to.copy_from_slice(from));
 }
 
 impl Copies {
@@ -57,15 +72,35 @@ impl Copies {
             if let Some(done) = piece.done.take() {
                 done.synchronize()?;
             }
-            let memory = &mut piece.memory.as_mut_slice()?[..part.len()];
-            // One thread alone copies slower than the bus.
-            memory.par_chunks_mut(SHARE).zip(part.par_chunks(SHARE)).for_each(|(to, from)| to.copy_from_slice(from));
+            copy(part, &mut piece.memory.as_mut_slice()?[..part.len()]);
             let first = index * PIECE;
             let mut there = buffer.slice_mut(first..first + part.len());
             self.stream.memcpy_htod(&piece.memory.as_slice()?[..part.len()], &mut there)?;
             piece.done = Some(self.stream.record_event(None)?);
         }
         Ok(buffer)
+    }
+}
+
+impl Copies {
+    fn download(&mut self, numbers: &Buffer<f32>, out: &mut [f32]) -> Result<(), CudaError> {
+        let mut waiting: Option<(usize, &mut [f32])> = None;
+        for (index, part) in out.chunks_mut(PIECE).enumerate() {
+            let first = index * PIECE;
+            let there = numbers.slice(first..first + part.len());
+            let number = self.next;
+            self.next = 1 - self.next;
+            let piece = &mut self.pieces[number];
+            if let Some(done) = piece.done.take() {
+                done.synchronize()?;
+            }
+            self.stream.memcpy_dtoh(&there, &mut piece.memory.as_mut_slice()?[..part.len()])?;
+            piece.done = Some(self.stream.record_event(None)?);
+            if let Some((number, part)) = waiting.replace((number, part)) {
+                self.pieces[number].take(part)?;
+            }
+        }
+        waiting.map_or(Ok(()), |(number, part)| self.pieces[number].take(part))
     }
 }
 
@@ -80,11 +115,22 @@ impl Device {
     /// Copies `numbers` to the device beside its work. The first to use the buffer waits for it.
     pub fn upload_beside(&self, numbers: &[f32]) -> Result<Buffer<f32>, CudaError> {
         self.require(size_of_val(numbers), "a copy")?;
+        self.with_copies(|copies| copies.upload(numbers))
+    }
+
+    /// Copies many numbers back, when everything asked for before is done.
+    pub fn download_large(&self, numbers: &Buffer<f32>) -> Result<Vec<f32>, CudaError> {
+        let mut out = vec![0.0; numbers.len()];
+        self.with_copies(|copies| copies.download(numbers, &mut out))?;
+        Ok(out)
+    }
+
+    fn with_copies<T>(&self, work: impl FnOnce(&mut Copies) -> Result<T, CudaError>) -> Result<T, CudaError> {
         let mut copies = self.copies().lock().unwrap_or_else(PoisonError::into_inner);
         let copies = match &mut *copies {
             Some(copies) => copies,
             none => none.insert(Copies::new(self.context())?),
         };
-        copies.upload(numbers)
+        work(copies)
     }
 }

@@ -12,8 +12,8 @@ use cudarc::driver::{DeviceRepr, PushKernelArg};
 /// Threads that take a row of a norm.
 const NORM_THREADS: u32 = 256;
 /// Queries that a block of threads takes, and threads that share one.
-const QUERIES: usize = 16;
-const SHARING: u32 = 16;
+const QUERIES: usize = 64;
+const ATTENTION_THREADS: u32 = 256;
 /// The widest head that the attention kernel has room for.
 pub const MOST_HEAD_WIDTH: usize = 256;
 
@@ -146,7 +146,7 @@ impl Device {
         launch.arg(q).arg(k).arg(v).arg(&shape).arg(out);
         // SAFETY: arguments as the kernel declares them; all sizes were checked above, a head fits the kernel's tiles, and
         // queries and keys beyond the last are left alone.
-        unsafe { launch.launch(grid([queries.div_ceil(QUERIES), heads], [QUERIES as u32 * SHARING, 1])) }?;
+        unsafe { launch.launch(grid([queries.div_ceil(QUERIES), heads], [ATTENTION_THREADS, 1])) }?;
         Ok(())
     }
 }

@@ -92,10 +92,10 @@ impl Sums {
         device.mirror_gram(&mut self.gram, self.width)?;
         Ok(Totals {
             rows: self.rows,
-            gram: device.download(&self.gram)?,
+            gram: device.download_large(&self.gram)?,
             absolute: device.download(&self.absolute)?,
             square: device.download(&self.square)?,
-            drift: self.drift.as_ref().map(|drift| device.download(drift)).transpose()?,
+            drift: self.drift.as_ref().map(|drift| device.download_large(drift)).transpose()?,
         })
     }
 }

@@ -51,7 +51,9 @@ fn copies_beside_the_work_are_there_when_they_are_used() {
     let mut sum = device.upload(&[0.5f32, 0.25]).unwrap();
     device.add(&mut sum, &short).unwrap();
     assert_eq!(device.download(&sum).unwrap(), [1.5, -1.75]);
-    assert!(device.download(&device.duplicate(&long).unwrap()).unwrap() == numbers);
+    let twice = device.duplicate(&long).unwrap();
+    assert!(device.download(&twice).unwrap() == numbers && device.download_large(&twice).unwrap() == numbers);
+    assert!(device.download_large(&device.zeros(0).unwrap()).unwrap().is_empty());
     drop(device.upload_beside(&numbers[..5]).unwrap());
     let (free, total) = device.memory().unwrap();
     assert!(free <= total);

@@ -5,10 +5,11 @@ use crate::{
     device, random,
     solvers::{spec, weights},
 };
-use half::bf16;
+use half::{bf16, f16};
 use kernels::{
-    Compute, QuantSpec, ScaleSearch, block_solve,
-    cuda::{PackedWeight, Sums, Trial},
+    Compute, QuantSpec, ScaleSearch,
+    block_solve::{self, Grids},
+    cuda::{Buffer, Device, PackedWeight, Sums, Trial},
     moments,
 };
 
@@ -184,17 +185,44 @@ fn energies(weight: &[f32], factors: &[f32], gram: &[f32], spec: &QuantSpec) -> 
     let mut errors: Vec<f32> = weight.iter().enumerate().map(|(at, w)| w * factors[at % inputs]).collect();
     block_solve::rounding_errors(&mut errors, inputs, spec);
     errors.iter_mut().enumerate().for_each(|(at, error)| *error /= factors[at % inputs]);
-    let energy = |e: &[f32]| {
-        let mut sums = (0.0, 0.0);
-        for i in 0..inputs {
-            for j in 0..inputs {
-                let term = f64::from(e[i]) * f64::from(gram[i * inputs + j]) * f64::from(e[j]);
-                sums = (sums.0 + term, sums.1 + term.abs());
-            }
+    errors.chunks_exact(inputs).map(|e| energy(e, gram)).collect()
+}
+
+/// `e G eᵀ` in float64, and the sum of its terms' sizes.
+fn energy(e: &[f32], gram: &[f32]) -> (f64, f64) {
+    let mut sums = (0.0, 0.0);
+    for (i, row) in gram.chunks_exact(e.len()).enumerate() {
+        for (entry, other) in row.iter().zip(e) {
+            let term = f64::from(e[i]) * f64::from(*entry) * f64::from(*other);
+            sums = (sums.0 + term, sums.1 + term.abs());
         }
-        sums
-    };
-    errors.chunks_exact(inputs).map(energy).collect()
+    }
+    sums
+}
+
+/// The energies of the weight and of the errors that codes leave, whose groups don't follow each other.
+fn check_measured(
+    device: &Device,
+    trial: &Trial,
+    weight: &[f32],
+    (host, gram): (&[f32], &Buffer<f32>),
+    spec: &QuantSpec,
+) {
+    let inputs = host.len().isqrt();
+    let group_index: Vec<u32> = (0..inputs).map(|column| (column % spec.groups(inputs)) as u32).collect();
+    let count = weight.len() / inputs * spec.groups(inputs);
+    let scales = random(count, 4).iter().map(|scale| f16::from_f32(scale.abs() * 0.2 + 0.01)).collect();
+    let grids = Grids { scales, zeros: (0..count).map(|at| (at % 16) as u8).collect() };
+    let matrix = device.round_on(weight, &group_index, &grids, spec).unwrap();
+    let rounded = matrix.download(device).unwrap().dequantize();
+    let errors: Vec<f32> = weight.iter().zip(rounded).map(|(w, q)| w - q).collect();
+    let got = [trial.energies(device, gram).unwrap(), trial.error_energies(device, &matrix, gram).unwrap()];
+    for (got, rows) in got.iter().zip([weight, &errors]) {
+        for (got, row) in got.iter().zip(rows.chunks_exact(inputs)) {
+            let (energy, magnitude) = energy(row, host);
+            assert!((got - energy).abs() <= UNIT * (inputs as f64 + 1.0) * magnitude, "{got} {energy}");
+        }
+    }
 }
 
 #[test]
@@ -213,7 +241,9 @@ fn the_loss_that_awq_searches_by_is_that_of_the_cpus_errors() {
             let trial = Trial::new(device, &weight, inputs, &spec).unwrap();
             trial.rounding_energies(device, &random(inputs, 9), &gram).unwrap(); // leaves the weight as it was
             let got = trial.rounding_energies(device, &factors, &gram).unwrap();
-            let expected = energies(&weight, &factors, &device.download(&gram).unwrap(), &spec);
+            let host = device.download(&gram).unwrap();
+            check_measured(device, &trial, &weight, (&host, &gram), &spec);
+            let expected = energies(&weight, &factors, &host, &spec);
             for (row, (got, (energy, magnitude))) in got.iter().zip(expected).enumerate() {
                 // The products' float32 sums; what is summed over them is float64.
                 let bound = UNIT * (inputs as f64 + 1.0) * magnitude;

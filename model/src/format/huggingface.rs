@@ -13,9 +13,10 @@ use crate::{
     ModelError,
     format::{StoredType, TensorSource},
 };
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::{bf16, f16};
 use kernels::stored::StoredMatrix;
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -193,11 +194,25 @@ fn tensor_error(name: &str, what: &str) -> ModelError {
 /// Little-endian floats to float32; `None` for other types.
 pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     match dtype {
-        Dtype::F32 => Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
-        Dtype::BF16 => Some(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect()),
-        Dtype::F16 => Some(to_f16(bytes).to_f32_vec()),
+        Dtype::F32 => Some(decoded(bytes, f32::from_le_bytes)),
+        Dtype::BF16 => Some(decoded(bytes, |number| bf16::from_le_bytes(number).to_f32())),
+        Dtype::F16 => Some(decoded(bytes, |number| f16::from_le_bytes(number).to_f32())),
         _ => None,
     }
+}
+
+/// Numbers that a thread decodes at a time.
+const DECODED: usize = 1 << 16;
+
+fn decoded<const BYTES: usize>(bytes: &[u8], decode: impl Fn([u8; BYTES]) -> f32 + Sync) -> Vec<f32> {
+    if bytes.len() <= BYTES * DECODED {
+        return bytes.as_chunks().0.iter().map(|number| decode(*number)).collect();
+    }
+    let mut values = vec![0.0; bytes.len() / BYTES];
+    values.par_chunks_mut(DECODED).zip(bytes.par_chunks(BYTES * DECODED)).for_each(|(values, bytes)| {
+        values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, number)| *value = decode(*number));
+    });
+    values
 }
 
 fn to_f16(bytes: &[u8]) -> Vec<f16> {

@@ -274,7 +274,7 @@ impl Writer<'_> {
     /// A tensor of the source, a run of rows at a time: a large embedding never stands in memory in float32.
     fn copy(&self, tensor: &Tensor<'_>) -> Result<Vec<u8>, ModelError> {
         let (source, Tensor { name, shape, dtype, .. }) = (&self.contents.source.tensors, tensor);
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(tensor.bytes());
         match *shape.as_slice() {
             [rows, columns] if rows * columns > MOST_VALUES => {
                 let rows: Vec<u32> = (0..rows as u32).collect();
@@ -317,16 +317,25 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// where float16 has no number for them.
 pub(super) fn encode(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>, ModelError> {
     match dtype {
-        Dtype::F32 => Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
-        Dtype::BF16 => Ok(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect()),
+        Dtype::F32 => Ok(encoded(values, f32::to_le_bytes)),
+        Dtype::BF16 => Ok(encoded(values, |value| bf16::from_f32(value).to_le_bytes())),
         _ => {
-            if let Some(value) = values.iter().find(|value| value.is_finite() && f16::from_f32(**value).is_infinite()) {
+            let beyond = |value: &&f32| value.is_finite() && f16::from_f32(**value).is_infinite();
+            if let Some(value) = values.par_iter().find_first(beyond) {
                 let what = format!("the value {value} is beyond float16's largest number, 65504");
                 return Err(tensor_error(name, what));
             }
-            Ok(values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect())
+            Ok(encoded(values, |value| f16::from_f32(value).to_le_bytes()))
         }
     }
+}
+
+fn encoded<const BYTES: usize>(values: &[f32], encode: impl Fn(f32) -> [u8; BYTES] + Sync) -> Vec<u8> {
+    let mut bytes = vec![0; BYTES * values.len()];
+    bytes.par_chunks_mut(BYTES * ROUNDED).zip(values.par_chunks(ROUNDED)).for_each(|(bytes, values)| {
+        bytes.as_chunks_mut().0.iter_mut().zip(values).for_each(|(bytes, value)| *bytes = encode(*value));
+    });
+    bytes
 }
 
 /// `config.json`, and the settings once more where loaders of the format look for them.
