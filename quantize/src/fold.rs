@@ -106,9 +106,7 @@ fn search(
     let trials =
         linears.map(|(linear, rounding)| measure::Trial::new(&linear.weight, linear.inputs, &resident, *rounding));
     let trials: Vec<_> = trials.collect::<Result<_, _>>()?;
-    awq::best(candidates, &channels, |columns| {
-        trials.iter().map(|trial| trial.rounding_energy(columns, &resident)).sum()
-    })
+    awq::best(candidates, &channels, |columns| trials.iter().map(|trial| trial.rounding_energy(columns)).sum())
 }
 
 /// How each linear of `stage` will be rounded, if it is to be scaled and nothing that stays in full precision changes.

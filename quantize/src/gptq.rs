@@ -111,10 +111,10 @@ impl Gptq {
         }
         let (gram, width) = (hessian.resident(), linear.inputs);
         let trial = Trial::new(&linear.weight, width, gram, Rounding::Groups(&solution.matrix.spec))?;
-        let energy = trial.output_energy(gram, width)?;
+        let energy = trial.output_energy()?;
         Ok(LayerReport {
-            error_round_to_nearest: Some(relative(trial.rounding_energy(&vec![1.0; width], gram)?, energy)),
-            error: Some(relative(trial.error_energy(solution, gram)?, energy)),
+            error_round_to_nearest: Some(relative(trial.rounding_energy(&vec![1.0; width])?, energy)),
+            error: Some(relative(trial.error_energy(solution)?, energy)),
             ..known
         })
     }

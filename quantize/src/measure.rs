@@ -6,14 +6,13 @@
 use crate::{Hessian, awq::Rounding};
 use kernels::{
     Resident, block_solve,
-    cuda::{self, CudaError, Device},
+    cuda::{self, Buffer, CudaError, Device},
     engine::Solution,
     gemm,
     kquant::{BlockMatrix, Weighting},
 };
 use model::Linear;
 use rayon::prelude::*;
-use std::sync::Arc;
 
 /// Rows multiplied at once by one thread: enough to make reading `G` cheap beside the products.
 const ROWS_AT_ONCE: usize = 128;
@@ -29,67 +28,67 @@ pub fn output_energy(a: &[f32], gram: &Resident<'_>, width: usize) -> Result<f64
     }
 }
 
-/// A weight of which is asked what changes of it do to its outputs, where the Gram matrix of its input is.
+/// A weight of which is asked what changes of it do to its outputs.
 pub struct Trial<'a> {
+    /// `[rows, width]`.
     weight: &'a [f32],
+    width: usize,
+    /// Of its input, `[width, width]`.
+    gram: &'a Resident<'a>,
     rounding: Rounding<'a>,
-    there: Option<(Arc<Device>, cuda::Trial)>,
+    /// The weight where the Gram matrix is. Blocks are rounded on the CPU wherever that is.
+    there: Option<(&'a Device, &'a Buffer<f32>, cuda::Trial)>,
 }
 
 impl<'a> Trial<'a> {
-    /// Of `weight`, `[rows, width]`. Blocks are rounded on the CPU wherever `gram` is.
+    /// Of `weight`, `[rows, width]`, to be rounded as `rounding` says.
     pub fn new(
         weight: &'a [f32],
         width: usize,
-        gram: &Resident<'_>,
+        gram: &'a Resident<'a>,
         rounding: Rounding<'a>,
     ) -> Result<Self, CudaError> {
         let there = match (gram, rounding) {
-            (Resident::Device { device, .. }, Rounding::Groups(spec)) => {
-                Some((Arc::clone(device), cuda::Trial::new(device, weight, width, spec)?))
+            (Resident::Device { device, numbers, .. }, Rounding::Groups(spec)) => {
+                Some((&**device, numbers, cuda::Trial::new(device, weight, width, spec)?))
             }
             _ => None,
         };
-        Ok(Self { weight, rounding, there })
+        Ok(Self { weight, width, gram, rounding, there })
     }
 
     /// `‖W X‖²`.
-    pub fn output_energy(&self, gram: &Resident<'_>, width: usize) -> Result<f64, CudaError> {
-        match (&self.there, gram) {
-            (Some((device, trial)), Resident::Device { numbers, .. }) => {
-                Ok(trial.energies(device, numbers)?.iter().sum())
-            }
-            _ => output_energy(self.weight, gram, width),
+    pub fn output_energy(&self) -> Result<f64, CudaError> {
+        match &self.there {
+            Some((device, gram, trial)) => Ok(trial.energies(device, gram)?.iter().sum()),
+            None => output_energy(self.weight, self.gram, self.width),
         }
     }
 
     /// `‖(W − Q) X‖²`.
-    pub fn error_energy(&self, solution: &Solution, gram: &Resident<'_>) -> Result<f64, CudaError> {
-        if let (Some((device, trial)), Some(matrix), Resident::Device { numbers, .. }) =
-            (&self.there, &solution.there, gram)
-        {
-            return Ok(trial.error_energies(device, matrix, numbers)?.iter().sum());
+    pub fn error_energy(&self, solution: &Solution) -> Result<f64, CudaError> {
+        if let (Some((device, gram, trial)), Some(matrix)) = (&self.there, &solution.there) {
+            return Ok(trial.error_energies(device, matrix, gram)?.iter().sum());
         }
         let errors: Vec<f32> = self.weight.iter().zip(solution.matrix.dequantize()).map(|(w, q)| w - q).collect();
-        output_energy(&errors, gram, solution.matrix.inputs)
+        output_energy(&errors, self.gram, self.width)
     }
 
     /// `‖E X‖²` for `E = round(W·s) / s − W`: what rounding costs when column `c` of the weight is multiplied by
-    /// `factors[c]` and its input, whose Gram matrix is `gram`, divided by it.
-    pub fn rounding_energy(&self, factors: &[f32], gram: &Resident<'_>) -> Result<f64, CudaError> {
-        if let (Some((device, trial)), Resident::Device { numbers, .. }) = (&self.there, gram) {
-            return Ok(trial.rounding_energies(device, factors, numbers)?.iter().sum());
+    /// `factors[c]` and its input divided by it.
+    pub fn rounding_energy(&self, factors: &[f32]) -> Result<f64, CudaError> {
+        if let Some((device, gram, trial)) = &self.there {
+            return Ok(trial.rounding_energies(device, factors, gram)?.iter().sum());
         }
-        let (width, host) = (factors.len(), gram.to_host()?);
-        let importance = importance(factors, &host);
-        let errors = self.weight.par_chunks(ROWS_AT_ONCE * width);
-        let errors = errors.map(|rows| scaled_errors(rows, factors, &importance, self.rounding));
-        match gram {
+        let importance = importance(factors, &self.gram.to_host()?);
+        let rows = self.weight.par_chunks(ROWS_AT_ONCE * self.width);
+        let errors = rows.map(|rows| scaled_errors(rows, factors, &importance, self.rounding));
+        match self.gram {
             Resident::Host(gram) => {
-                let parts: Vec<f64> = errors.map(|errors| energy(&errors, gram, width)).collect();
+                let parts: Vec<f64> = errors.map(|errors| energy(&errors, gram, self.width)).collect();
                 Ok(parts.iter().sum())
             }
-            Resident::Device { .. } => output_energy(&errors.collect::<Vec<_>>().concat(), gram, width),
+            Resident::Device { .. } => output_energy(&errors.collect::<Vec<_>>().concat(), self.gram, self.width),
         }
     }
 }

@@ -81,7 +81,7 @@ fn search(
     best(candidates(statistics, channels, steps, storable), channels, |columns| {
         let gram = Resident::new(&Engine::Cpu, &statistics.gram)?;
         let lost = |(linear, rounding): &(&Linear, Rounding<'_>)| {
-            measure::Trial::new(&linear.weight, linear.inputs, &gram, *rounding)?.rounding_energy(columns, &gram)
+            measure::Trial::new(&linear.weight, linear.inputs, &gram, *rounding)?.rounding_energy(columns)
         };
         linears.iter().map(lost).sum()
     })

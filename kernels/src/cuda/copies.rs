@@ -7,13 +7,15 @@
 
 use super::{Buffer, CudaError, Device};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice};
-use rayon::prelude::*;
-use std::sync::{Arc, PoisonError};
+use std::{
+    sync::{Arc, PoisonError},
+    thread,
+};
 
 /// Numbers of a piece: 16 MiB, large enough for the bus and small enough to be filled meanwhile.
 const PIECE: usize = 4 << 20;
 /// Numbers that a thread copies at a time.
-const SHARE: usize = 1 << 18;
+const SHARE: usize = PIECE / 4;
 
 /// The stream, and what copies go through.
 #[derive(Debug)]
@@ -47,9 +49,17 @@ impl Piece {
     }
 }
 
-/// By all threads: one alone is slower than the bus.
+/// By several threads: one alone is slower than the bus. They are not the pool's, which would take up other work while they
+/// wait here, and that may want the copies too.
 fn copy(from: &[f32], to: &mut [f32]) {
-    to.par_chunks_mut(SHARE).zip(from.par_chunks(SHARE)).for_each(|(to, from)| to.copy_from_slice(from));
+    if from.len() <= SHARE {
+        return to.copy_from_slice(from);
+    }
+    thread::scope(|scope| {
+        for (to, from) in to.chunks_mut(SHARE).zip(from.chunks(SHARE)) {
+            scope.spawn(|| to.copy_from_slice(from));
+        }
+    });
 }
 
 impl Copies {
@@ -80,9 +90,7 @@ impl Copies {
         }
         Ok(buffer)
     }
-}
 
-impl Copies {
     fn download(&mut self, numbers: &Buffer<f32>, out: &mut [f32]) -> Result<(), CudaError> {
         let mut waiting: Option<(usize, &mut [f32])> = None;
         for (index, part) in out.chunks_mut(PIECE).enumerate() {
