@@ -191,6 +191,7 @@ fn run(options: &RunOptions, retry: bool) -> anyhow::Result<Exit> {
     let opened = Opened::new(&options.study.study)?;
     let mut store = options.study.store();
     let tally = run_opened(&opened, &mut store, options, retry)?;
+    gather(&store)?;
     match tally {
         Some(tally) => verdict(&options.study.study, tally, retry),
         None => Ok(Exit::Done),
@@ -489,11 +490,21 @@ fn report(place: &Where, out: Option<&Path>, within: Option<u64>, beside: &[Path
     });
     let report = Report::new(&plan, &contents, within, &others.collect::<anyhow::Result<Vec<_>>>()?)?;
     let store = place.store();
+    gather(&store)?;
     let [html, markdown] = report.write(out.unwrap_or(store.folder()))?;
     let answer: Vec<String> = report.sentences.iter().map(|sentence| format!("- {sentence}")).collect();
     print(&format!("{}\n{}", report.page.question, answer.join("\n")))?;
     say(&format!("written: {} and {}", html.display(), markdown.display()));
     Ok(Exit::Done)
+}
+
+/// Puts all that was measured so far, by whatever process, into one table beside its lines. Where several end at once the
+/// last to write may have read before another's last line: whoever reads the store next gathers again.
+fn gather(store: &Store) -> anyhow::Result<()> {
+    let (plan, contents) = (Plan::read(store.folder())?, store.read()?);
+    let table = study::export::parquet(&study::export::rows(&plan, &contents))?;
+    let path = store.table();
+    console::files::write_atomically(&path, &table).with_context(|| path.display().to_string())
 }
 
 fn export(place: &Where, format: Format, out: Option<&Path>) -> anyhow::Result<Exit> {

@@ -3,6 +3,7 @@
 //! ```text
 //! STUDY.results/plan.json              what the study's cells are (of the last `study run`)
 //! STUDY.results/cells-*.jsonl          a line for each cell that was measured or failed, see [`Line`]
+//! STUDY.results/cells.parquet          all of them in one table, see [`crate::export`]; written when a run ends
 //! STUDY.results/work/                  the quantization at work; empty between runs
 //! STUDY.results/checkpoints/           with `keep = true`
 //! ```
@@ -220,6 +221,11 @@ impl Store {
     /// The store in `folder`, which need not be there yet.
     pub fn new(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), file: None }
+    }
+
+    /// Everything measured, as one Parquet table.
+    pub fn table(&self) -> PathBuf {
+        self.folder.join("cells.parquet")
     }
 
     /// Where it is.

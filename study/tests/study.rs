@@ -620,5 +620,6 @@ fn a_table_is_exported_to_parquet() {
     bench.succeed(&["run"]);
     bench.succeed(&["export", "--format", "parquet", "--out", "cells.parquet"]);
     let bytes = fs::read(bench.path("cells.parquet")).unwrap();
+    assert!(fs::read(bench.path("study.results/cells.parquet")).unwrap() == bytes, "the store's own table");
     assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
 }
