@@ -5,6 +5,7 @@
 
 use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::matmul;
+use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
 use faer::prelude::{Reborrow, ReborrowMut};
 use faer::traits::RealField;
@@ -122,17 +123,21 @@ fn cholesky_of_block<T: RealField>(block: MatMut<'_, T>) -> Result<(), NotPositi
     factored.map(|_| ()).map_err(|_| NotPositiveDefinite)
 }
 
-/// The inverse of the column-major lower triangle `lower`, row after row: a block of rows `X` solves `X L = I`, in parallel.
+/// The inverse of the column-major lower triangle `lower`, row after row. A block of rows `X` of it, in parallel: at the
+/// diagonal the inverse of the block there, `X_d = L_d⁻¹`, and left of it what solves `X L = −X_d L_x`, where `L_x` is what stands
+/// left of `L_d` and `L` is above that.
 fn inverse_by_rows<T: RealField + Copy>(lower: &[T], n: usize, zero: T) -> Vec<T> {
     let mut inverse = vec![zero; n * n];
     let lower = MatRef::from_column_major_slice(lower, n, n);
     // The last rows are the longest: started first, they leave the short ones to even out the threads.
     inverse.par_chunks_mut((BLOCK * n).max(1)).enumerate().rev().with_max_len(1).for_each(|(index, rows)| {
         let (start, count) = (index * BLOCK, rows.len() / n);
-        let mut transposed = MatMut::from_column_major_slice_mut(rows, n, count).subrows_mut(0, start + count);
-        (0..count).for_each(|row| transposed[(start + row, row)] = T::one_impl());
-        let upper = lower.submatrix(0, 0, start + count, start + count).transpose();
-        solve_upper_triangular_in_place(upper, transposed, Par::Seq);
+        let transposed = MatMut::from_column_major_slice_mut(rows, n, count).subrows_mut(0, start + count);
+        let (mut left, mut own) = transposed.split_at_row_mut(start);
+        invert_lower_triangular(own.rb_mut().transpose_mut(), lower.submatrix(start, start, count, count), Par::Seq);
+        let beside = lower.submatrix(start, 0, count, start).transpose();
+        matmul(left.rb_mut(), Accum::Replace, beside, own.rb(), -T::one_impl(), Par::Seq);
+        solve_upper_triangular_in_place(lower.submatrix(0, 0, start, start).transpose(), left, Par::Seq);
     });
     inverse
 }

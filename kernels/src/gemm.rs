@@ -2,7 +2,9 @@
 //!
 //! All products run on the calling thread; whoever calls cuts the work for several.
 
-use crate::dispatch::{self, vectorized};
+#[cfg(target_arch = "x86_64")]
+use crate::dispatch;
+use crate::dispatch::vectorized;
 use gemm::Parallelism;
 
 /// A matrix inside a slice: entry `(i, j)` is `data[i * row + j * column]`.

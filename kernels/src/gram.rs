@@ -1,8 +1,9 @@
 //! Gram accumulation `G += XᵀX`, of which GPTQ's Hessian is a multiple; in float32, or in split bfloat16 numbers where there
 //! are tiles for them ([`accumulate_by`]).
 //!
-//! The lower triangle is cut into panels of [`PANEL`] rows; a panel is one rectangular product left of its diagonal tile
-//! and one square product for the tile itself. Panels are fixed by the width alone and each is summed on one thread.
+//! The lower triangle is cut into panels of [`PANEL`] rows; a panel is one rectangular product left of its triangle, and
+//! the triangle a square one between two smaller triangles. All that is fixed by the width alone, and a panel is summed on
+//! one thread.
 
 use crate::{
     Compute,
@@ -11,9 +12,10 @@ use crate::{
 };
 use rayon::prelude::*;
 
-/// Rows of the Gram matrix that one task computes: measured the fastest of 64, 96, 128, 192 and 256. (Narrower panels
-/// are packed too often, wider ones waste half of a larger diagonal tile.)
-const PANEL: usize = 192;
+/// Rows of the Gram matrix that one task computes: each reads all columns of the input left of it anew.
+const PANEL: usize = 384;
+/// Rows of the triangles that are computed as squares, half of which is for nothing.
+const LEAF: usize = 48;
 
 /// Adds `xᵀx` to the lower triangle of `gram` (`[width, width]`); `x` is `[rows, width]`. Uses the current thread pool;
 /// the result does not depend on its size. Entries above the diagonal are left alone: see [`mirror`].
@@ -25,6 +27,8 @@ pub fn accumulate(gram: &mut [f32], x: &[f32], width: usize) {
     panels.into_par_iter().with_max_len(1).for_each(|(index, panel)| accumulate_panel(panel, x, width, index * PANEL));
 }
 
+/// Rows of the Gram matrix that one task computes of split numbers, which are packed once for all.
+const SPLIT_PANEL: usize = 192;
 /// Rows of `x` that are split at a time: what bounds the memory for it.
 const SPLIT_ROWS: usize = 1024;
 
@@ -49,21 +53,21 @@ struct Columns {
 
 fn accumulate_split(gram: &mut [f32], x: &[f32], width: usize, unit: Unit) {
     let tokens = x.len() / width;
-    let firsts: Vec<usize> = (0..width).step_by(PANEL).collect();
+    let firsts: Vec<usize> = (0..width).step_by(SPLIT_PANEL).collect();
     let columns = firsts.into_par_iter().with_max_len(1).map(|first| {
-        let transposed = transposed(x, width, first, PANEL.min(width - first));
+        let transposed = transposed(x, width, first, SPLIT_PANEL.min(width - first));
         Columns { packed: Packed::new(&transposed, tokens, true, unit), transposed }
     });
     let columns: Vec<Columns> = columns.collect();
-    let mut panels: Vec<_> = gram.chunks_mut(PANEL * width).zip(1..).collect();
+    let mut panels: Vec<_> = gram.chunks_mut(SPLIT_PANEL * width).zip(1..).collect();
     panels.reverse();
     panels.into_par_iter().with_max_len(1).for_each(|(panel, count)| {
-        let (rows, left) = (panel.len() / width, width.min(count * PANEL));
+        let (rows, left) = (panel.len() / width, width.min(count * SPLIT_PANEL));
         let mut sums = vec![0.0; rows * left];
         let packed: Vec<&Packed> = columns[..count].iter().map(|columns| &columns.packed).collect();
         Packed::multiply_each(&packed, rows, (&columns[count - 1].transposed, x.len() / width), (&mut sums, left));
         for (i, (row, sums)) in panel.chunks_exact_mut(width).zip(sums.chunks_exact(left)).enumerate() {
-            for (gram, sum) in row[..=(count - 1) * PANEL + i].iter_mut().zip(sums) {
+            for (gram, sum) in row[..=(count - 1) * SPLIT_PANEL + i].iter_mut().zip(sums) {
                 *gram += sum;
             }
         }
@@ -89,25 +93,46 @@ fn transposed(x: &[f32], width: usize, first: usize, count: usize) -> Vec<f32> {
 
 /// Adds to the rows from `first` on: `panel` is `[rows of the panel, width]`.
 fn accumulate_panel(panel: &mut [f32], x: &[f32], width: usize, first: usize) {
-    let (rows, tokens) = (panel.len() / width, x.len() / width);
-    if tokens == 0 {
-        return;
+    if !x.is_empty() {
+        add_left(panel, x, width, [first, 0], [panel.len() / width, first]);
+        add_triangle(panel, x, width, first);
     }
-    let transposed = Strided { data: &x[first..], row: 1, column: width };
-    if first > 0 {
-        let left = StridedMut { data: &mut *panel, row: width, column: 1 };
-        let x = Strided { data: x, row: width, column: 1 };
-        product([rows, first, tokens], left, Old::Add, 1.0, transposed, x);
+}
+
+/// Adds to the triangle that begins at the diagonal, which `panel`'s first row meets at column `first`: its halves each for
+/// itself and the square between them, until a triangle is no larger than a [`LEAF`].
+fn add_triangle(panel: &mut [f32], x: &[f32], width: usize, first: usize) {
+    let rows = panel.len() / width;
+    if rows > LEAF {
+        let half = (rows / 2).next_multiple_of(LEAF);
+        let (upper, lower) = panel.split_at_mut(half * width);
+        add_triangle(upper, x, width, first);
+        add_left(lower, x, width, [first + half, first], [rows - half, half]);
+        return add_triangle(lower, x, width, first + half);
     }
     let mut tile = vec![0.0; rows * rows];
     let out = StridedMut { data: &mut tile, row: rows, column: 1 };
-    let x = Strided { data: &x[first..], row: width, column: 1 };
-    product([rows, rows, tokens], out, Old::Overwrite, 1.0, transposed, x);
+    let (transposed, columns) = columns(x, width, first, first);
+    product([rows, rows, x.len() / width], out, Old::Overwrite, 1.0, transposed, columns);
     for (i, row) in panel.chunks_exact_mut(width).enumerate() {
         for (gram, sum) in row[first..=first + i].iter_mut().zip(&tile[i * rows..]) {
             *gram += sum;
         }
     }
+}
+
+/// Adds `rows` x `count` sums from the row `first` and the column `left` of the Gram matrix on; `panel` begins with that row.
+fn add_left(panel: &mut [f32], x: &[f32], width: usize, [first, left]: [usize; 2], [rows, count]: [usize; 2]) {
+    if count > 0 {
+        let out = StridedMut { data: &mut panel[left..], row: width, column: 1 };
+        let (transposed, columns) = columns(x, width, first, left);
+        product([rows, count, x.len() / width], out, Old::Add, 1.0, transposed, columns);
+    }
+}
+
+/// The columns of `x` from `first` on as rows, and those from `other` on as they are.
+fn columns(x: &[f32], width: usize, first: usize, other: usize) -> (Strided<'_>, Strided<'_>) {
+    (Strided { data: &x[first..], row: 1, column: width }, Strided { data: &x[other..], row: width, column: 1 })
 }
 
 /// Copies the lower triangle onto the upper one.

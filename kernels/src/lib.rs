@@ -10,6 +10,7 @@
 
 pub mod activation;
 pub mod attention;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "its instructions are x86-64's"))]
 pub mod bfloat16;
 pub mod block_solve;
 pub mod cholesky;
