@@ -161,7 +161,7 @@ mod tests {
         let evaluation = named(&[("law", "law-heldout.txt"), ("tax", "tax-heldout.txt")]);
         let text = fill(TEMPLATE, &Changes { calibration, evaluation, ..Changes::default() }).unwrap();
         let file = StudyFile::parse(&text).unwrap();
-        assert_eq!(file.calibration.keys().collect::<Vec<_>>(), ["law", "both"]);
+        assert_eq!(file.calibration.keys().collect::<Vec<_>>(), ["both", "law"]);
         assert_eq!(file.calibration["both"].sources, ["law.txt=2", "tax.txt"]);
         assert_eq!(file.evaluation.keys().collect::<Vec<_>>(), ["law", "tax"]);
         assert!(text.contains("calibration = [\"law\", \"both\"]"), "{text}");
@@ -177,12 +177,12 @@ mod tests {
             StudyFile::parse(&text).unwrap().evaluation.keys().cloned().collect::<Vec<_>>()
         };
         assert_eq!(file(FORMATS), ["law", "law-divergence"]);
-        assert_eq!(file(CAPABILITY), ["commonsense", "science", "knowledge", "law"]);
+        assert_eq!(file(CAPABILITY), ["commonsense", "knowledge", "law", "science"]);
     }
 
     #[test]
     fn what_is_no_study_is_refused() {
-        let settings = vec![("method", values(&["magic"]))];
+        let settings = vec![("bits", values(&["many"]))];
         assert!(fill(TEMPLATE, &Changes { settings, ..Changes::default() }).is_err());
     }
 }
