@@ -1,8 +1,9 @@
 //! The proof before success is reported: what was written is opened as any loader would, and must give back the
 //! solver's integers, scales, zero-points and group indices bit for bit, and with them the very weights whose output
 //! error was measured; norms and biases that the method changed, too. What it is compared with is the journal, whose
-//! files were read back while the Hessians were there: each error was computed again from the file and equals the
-//! solver's (`crate::visitor`). The errors in the report are therefore those of the checkpoint. Where a format holds float weights, they must be those weights rounded once to the stored type.
+//! files were read back as soon as they were written and hold what the solver gave and measured (`crate::visitor`). The
+//! errors in the report are therefore those of the checkpoint. Where a format holds float weights, they must be those
+//! weights rounded once to the stored type.
 
 use crate::{Journal, Matrix, QuantizeError, plan::ValidPlan};
 use kernels::QuantizedMatrix;

@@ -37,16 +37,16 @@ pub(crate) struct InitOptions {
     method: Vec<String>,
     /// Bits per weight
     #[arg(long, value_name = "BITS", value_delimiter = ',')]
-    bits: Vec<String>,
+    bits: Vec<u32>,
     /// Columns that share a scale, or -1 for a whole row
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',', allow_hyphen_values = true)]
-    group_size: Vec<String>,
+    group_size: Vec<i64>,
     /// Orders of columns
     #[arg(long, value_name = "ORDERS", value_delimiter = ',')]
     act_order: Vec<String>,
     /// Seeds: as many draws of each calibration set
     #[arg(long, value_name = "SEEDS", value_delimiter = ',')]
-    seed: Vec<String>,
+    seed: Vec<u64>,
     /// A calibration set, in place of the template's; may be given several times, a name again for a mixture
     ///
     /// As `quantize --calibration` takes it: `law=texts/law.txt`, `code=hub:org/name/path`, `both=texts/law.txt=2`.
@@ -62,16 +62,15 @@ pub(crate) struct InitOptions {
 impl InitOptions {
     /// What is to differ from the template.
     pub(crate) fn changes(&self) -> Changes {
-        let settings = [
-            ("model", &self.model),
-            ("method", &self.method),
-            ("bits", &self.bits),
-            ("group-size", &self.group_size),
-            ("act-order", &self.act_order),
-            ("seed", &self.seed),
-        ];
         Changes {
-            settings: settings.map(|(key, values)| (key, values.clone())).into(),
+            settings: vec![
+                ("model", self.model.clone()),
+                ("method", self.method.clone()),
+                ("bits", self.bits.iter().map(ToString::to_string).collect()),
+                ("group-size", self.group_size.iter().map(ToString::to_string).collect()),
+                ("act-order", self.act_order.clone()),
+                ("seed", self.seed.iter().map(ToString::to_string).collect()),
+            ],
             calibration: self.calibration.clone(),
             evaluation: self.evaluation.clone(),
         }

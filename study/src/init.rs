@@ -26,7 +26,7 @@ impl Changes {
 /// `template` with `changes`.
 ///
 /// # Errors
-/// What comes of it is no study, a value being of the wrong kind, say.
+/// What comes of it is no study: there is no such method, say.
 pub fn fill(template: &str, changes: &Changes) -> Result<String, String> {
     let mut document: DocumentMut = template.parse().expect("a template that comes with the program");
     for (key, values) in &changes.settings {
@@ -35,7 +35,9 @@ pub fn fill(template: &str, changes: &Changes) -> Result<String, String> {
     calibrate(&mut document, &changes.calibration);
     evaluate(&mut document, &changes.evaluation);
     let text = document.to_string();
-    combinations(&StudyFile::parse(&text)?).map_err(|error| error.to_string())?;
+    let file = StudyFile::parse(&text)?;
+    let sound = || combinations(&file)?.distinct.iter().try_for_each(|one| one.options(&file, Vec::new()).map(drop));
+    sound().map_err(|error| error.to_string())?;
     Ok(text)
 }
 
@@ -182,7 +184,10 @@ mod tests {
 
     #[test]
     fn what_is_no_study_is_refused() {
-        let settings = vec![("bits", values(&["many"]))];
-        assert!(fill(TEMPLATE, &Changes { settings, ..Changes::default() }).is_err());
+        for (key, value) in [("bits", "many"), ("method", "magic"), ("act-order", "any")] {
+            let settings = vec![(key, values(&[value]))];
+            let error = fill(TEMPLATE, &Changes { settings, ..Changes::default() }).unwrap_err();
+            assert!(error.contains(value), "{error}");
+        }
     }
 }

@@ -551,7 +551,7 @@ fn init_takes_models_settings_and_texts() {
     let (said, _) = bench.succeed(&["check", "new.toml"]);
     // Two widths, two sizes, two sets; one text, and the model itself.
     assert!(said.contains("configurations: 8") && said.contains("cells: 9"), "{said}");
-    assert!(bench.fail(&["init", "other.toml", "--bits", "many"]).contains("this makes no study"));
+    assert!(bench.fail(&["init", "other.toml", "--method", "magic"]).contains("this makes no study"));
     assert!(!bench.path("other.toml").exists());
 }
 
