@@ -2,6 +2,7 @@
 
 use crate::device;
 use kernels::cuda::{CudaError, Device, sources::Source};
+use rayon::prelude::*;
 
 #[test]
 fn what_is_missing_is_said() {
@@ -57,4 +58,18 @@ fn copies_beside_the_work_are_there_when_they_are_used() {
     drop(device.upload_beside(&numbers[..5]).unwrap());
     let (free, total) = device.memory().unwrap();
     assert!(free <= total);
+}
+
+/// Copies large enough for several pieces and threads each, asked for by many tasks at once: each gets its own numbers.
+#[test]
+fn tasks_of_a_pool_copy_side_by_side() {
+    let Some(device) = device() else { return };
+    let numbers: Vec<f32> = (0..(3 << 20)).map(|number| number as f32).collect();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(8).build().unwrap();
+    pool.install(|| {
+        (0..64).into_par_iter().for_each(|first| {
+            let there = device.upload_beside(&numbers[first..]).unwrap();
+            assert!(device.download_large(&there).unwrap() == numbers[first..]);
+        });
+    });
 }

@@ -7,7 +7,6 @@ use kernels::{
     block_solve::{self, ColumnPlan, Grids},
     cuda::{Device, DeviceMatrix},
 };
-use rayon::prelude::*;
 
 pub(crate) fn spec(bits: u32, group_size: Option<usize>, symmetric: bool, scale_search: ScaleSearch) -> QuantSpec {
     QuantSpec { bits, group_size, symmetric, act_order: ActOrder::None, scale_search, smallest_zero: 0 }
@@ -179,18 +178,6 @@ fn a_larger_weight() {
     let plan = plan(columns, &spec, ActOrder::Static, 3);
     let got = compensated(device, &weight, &u, &plan, &spec, None).download(device).unwrap();
     assert_equal(&got, &block_solve::compensate(&weight, &u, &plan, &spec), "200 x 640");
-}
-
-/// Weights that are copied by several threads each, from several tasks of the pool.
-#[test]
-fn tasks_of_the_pool_can_solve_side_by_side() {
-    let Some(device) = device() else { return };
-    let (rows, columns, spec) = (1100, 1000, spec(4, None, true, ScaleSearch::MinMax));
-    (0..4u64).into_par_iter().for_each(|seed| {
-        let weight = random(rows * columns, seed);
-        let got = device.round_to_nearest(&weight, columns, &spec).unwrap().download(device).unwrap();
-        assert_equal(&got, &block_solve::round_to_nearest(&weight, columns, &spec), "side by side");
-    });
 }
 
 #[test]
