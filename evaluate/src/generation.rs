@@ -29,9 +29,6 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::{fmt, sync::Mutex};
 
-/// Sequences that a thread works on at a time.
-pub const BATCH: usize = 16;
-
 /// How answers are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Drawing {
@@ -106,7 +103,7 @@ pub fn write(
     let enough = |_, tokens: &[u32]| cut(&text(tokens), &generate.stops).1;
     let generator = Generator::new(checkpoint)?;
     let finished = Mutex::new(finished);
-    let generated = generator.generate(&requests, BATCH, &enough, &mut |_, _| {
+    let generated = generator.generate(&requests, generator.batch(&requests), &enough, &mut |_, _| {
         finished.lock().unwrap_or_else(std::sync::PoisonError::into_inner)();
     })?;
     let texts: Vec<String> =

@@ -12,7 +12,8 @@
 use crate::bfloat16::KeyValueTiles;
 use crate::compute::Compute;
 use crate::exponential::{exp_and_sum, largest};
-use crate::gemm::{FEW_ROWS, Old, Strided, StridedMut, product};
+use crate::few_rows::FEW_ROWS;
+use crate::gemm::{Old, Strided, StridedMut, product};
 use std::ops::Range;
 
 /// Rows of a tile, about: the more there are, the rarer keys and values are read; the fewer tokens they belong to, the fewer

@@ -9,9 +9,13 @@
 //! Sums are float32 in all of them. Attention's two products go the same way where the processor has bfloat16 products.
 //! Gram matrices are of split numbers by either, where the processor has tiles for them, else float32
 //! ([`crate::gram::accumulate_by`]). Norms, softmax and solvers are float32 always, and so are products of up to
-//! [`gemm::FEW_ROWS`] rows, where the weight's way from memory takes the time.
+//! [`FEW_ROWS`] rows, where the weight's way from memory takes the time.
 
-use crate::{bfloat16, gemm};
+use crate::{
+    bfloat16,
+    few_rows::{self, FEW_ROWS},
+    gemm,
+};
 use serde::{Deserialize, Serialize};
 use std::sync::OnceLock;
 
@@ -43,7 +47,7 @@ impl Compute {
 
     /// `out[r][o] = sum_i x[r][i] w[o][i] + bias[o]` on the calling thread; `x` is `[rows, inputs]`, `w` `[outputs, inputs]`,
     /// `out` `[rows, outputs]`. Row `r` of `out` depends on row `r` of `x` alone, and on whether there are more than
-    /// [`gemm::FEW_ROWS`].
+    /// [`FEW_ROWS`].
     pub fn linear(self, x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize, out: &mut [f32]) {
         self.linear_again(&Prepared::default(), x, w, bias, inputs, out);
     }
@@ -59,8 +63,8 @@ impl Compute {
         inputs: usize,
         out: &mut [f32],
     ) {
-        if x.len() <= gemm::FEW_ROWS * inputs {
-            return gemm::linear_few_rows(x, w, bias, inputs, out);
+        if x.len() <= FEW_ROWS * inputs {
+            return few_rows::linear(x, w, bias, inputs, out);
         }
         self.multiply(prepared, x, w, inputs, out);
         if let Some(bias) = bias {

@@ -1,25 +1,27 @@
 //! A weight kept the way its checkpoint stores it, and multiplied without ever being inflated: [`StoredMatrix`].
 //!
 //! `out = x Wᵀ + bias`, a band of rows of `W` after the other: the band is brought to float32 in a buffer, which stays in
-//! the processor's cache where `x` has few rows, and multiplied like any other weight. A number of `W` is the one that
+//! the processor's first cache where `x` has few rows, and multiplied like any other weight. A number of `W` is the one that
 //! [`StoredMatrix::dequantize`] gives, so that only the order of float32 sums can tell the product from the one with the
 //! inflated weight; for up to [`FEW_ROWS`] rows of `x` not even that, they are equal to the bit.
 
 use crate::{
     Compute, QuantizedMatrix,
     compute::Prepared,
-    dispatch::vectorized,
-    gemm::{FEW_ROWS, add_bias},
+    dispatch::{one_at_a_time, vectorized},
+    few_rows::{self, FEW_ROWS},
+    gemm::add_bias,
+    halves::{widen_bfloat16, widen_float16},
     kquant::{self, BlockMatrix},
 };
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// What a linear layer can multiply with: a weight `[outputs, inputs]`.
 pub trait Weight: Send + Sync {
-    /// `out[r][o] = sum_i x[r][i] w[o][i] + bias[o]` on the calling thread; `x` is `[rows, inputs]`, `out` `[rows, outputs]`.
-    /// `prepared` begins as the default and has to do with this weight and this arithmetic only.
+    /// `out[r][o] = sum_i x[r][i] w[o][i] + bias[o]`; `x` is `[rows, inputs]`, `out` `[rows, outputs]`. On the calling thread,
+    /// unless the weight says otherwise. `prepared` begins as the default and has to do with this weight and this arithmetic only.
     fn linear(
         &self,
         compute: Compute,
@@ -113,8 +115,8 @@ impl StoredMatrix {
         let numbers = rows.start * inputs..rows.end * inputs;
         match &self.numbers {
             Numbers::Float32(all) => out.copy_from_slice(&all[numbers]),
-            Numbers::Float16(all) => all[numbers].convert_to_f32_slice(out),
-            Numbers::Bfloat16(all) => all[numbers].convert_to_f32_slice(out),
+            Numbers::Float16(all) => widen_float16(&all[numbers], out),
+            Numbers::Bfloat16(all) => widen_bfloat16(&all[numbers], out),
             Numbers::Integers(all) => all.read(rows, inputs, out),
             Numbers::Blocks(all) => {
                 let length = all.kind.row_bytes(inputs);
@@ -129,22 +131,57 @@ fn rows(count: usize, inputs: usize) -> usize {
     count / inputs
 }
 
-/// Numbers in a band for few rows of `x`: 256 KiB of float32, inside the second level of any cache.
-const SMALL_BAND: usize = 1 << 16;
+/// Numbers in a band for few rows of `x`: 32 KiB of float32, about the first level of a cache.
+const SMALL_BAND: usize = 1 << 13;
 /// Rows in a band for many: enough that rearranging `x` anew for each is a small part of the work.
 const LARGE_BAND_ROWS: usize = 512;
 
-impl Weight for StoredMatrix {
-    /// A band at a time is read and multiplied; nothing is kept.
-    fn linear(&self, compute: Compute, _: &Prepared, x: &[f32], bias: Option<&[f32]>, inputs: usize, out: &mut [f32]) {
-        let (rows, outputs) = (x.len() / inputs, self.outputs);
-        assert_eq!(
-            (inputs, x.len(), out.len()),
-            (self.inputs, rows * inputs, rows * outputs),
-            "shapes of x, w and out"
-        );
-        let band = if rows <= FEW_ROWS { (SMALL_BAND / inputs).max(2) } else { LARGE_BAND_ROWS };
-        let band = band.min(outputs);
+/// Numbers of the weight that a thread multiplies by few rows at least: less is done sooner than another thread is woken.
+const SMALLEST_PIECE: usize = 1 << 15;
+
+impl StoredMatrix {
+    /// Columns `outputs` of the product with a few rows, into `out` of `[rows, outputs.len()]`.
+    fn multiply_few(&self, x: &[f32], outputs: Range<usize>, out: &mut [f32]) {
+        let (inputs, width) = (self.inputs, outputs.len());
+        let band = (SMALL_BAND / inputs).max(1).next_multiple_of(few_rows::OUTPUTS).min(width);
+        let mut weight = vec![0.0; band * inputs];
+        for first in outputs.clone().step_by(band.max(1)) {
+            let rows = first..(first + band).min(outputs.end);
+            let weight = &mut weight[..rows.len() * inputs];
+            self.read(rows, weight);
+            few_rows::products(x, weight, inputs, &mut out[first - outputs.start..], width);
+        }
+    }
+
+    /// The product with a few rows, outputs shared by the threads of the current pool.
+    fn multiply_few_in_parallel(&self, x: &[f32], out: &mut [f32]) {
+        let pieces = (self.outputs * self.inputs / SMALLEST_PIECE).clamp(1, rayon::current_num_threads());
+        if pieces == 1 {
+            return self.multiply_few(x, 0..self.outputs, out);
+        }
+        let rows = x.len() / self.inputs;
+        let width = self.outputs.div_ceil(pieces).next_multiple_of(few_rows::OUTPUTS);
+        let firsts: Vec<usize> = (0..self.outputs).step_by(width).collect();
+        let parts: Vec<Vec<f32>> = firsts
+            .into_par_iter()
+            .map(|first| {
+                let outputs = first..(first + width).min(self.outputs);
+                let mut part = vec![0.0; rows * outputs.len()];
+                self.multiply_few(x, outputs, &mut part);
+                part
+            })
+            .collect();
+        for (row, out) in out.chunks_exact_mut(self.outputs).enumerate() {
+            for (out, part) in out.chunks_mut(width).zip(&parts) {
+                out.copy_from_slice(&part[row * out.len()..][..out.len()]);
+            }
+        }
+    }
+
+    /// The product with many rows, a band of the weight at a time.
+    fn multiply_many(&self, compute: Compute, x: &[f32], out: &mut [f32]) {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let (rows, band) = (x.len() / inputs, LARGE_BAND_ROWS.min(outputs));
         let (mut weight, mut part) = (vec![0.0; band * inputs], vec![0.0; rows * band]);
         for first in (0..outputs).step_by(band.max(1)) {
             let count = band.min(outputs - first);
@@ -154,6 +191,23 @@ impl Weight for StoredMatrix {
             for (out, part) in out.chunks_exact_mut(outputs).zip(part.chunks_exact(count)) {
                 out[first..first + count].copy_from_slice(part);
             }
+        }
+    }
+}
+
+impl Weight for StoredMatrix {
+    /// A band at a time is read and multiplied; nothing is kept. Few rows are multiplied by all threads of the current pool.
+    fn linear(&self, compute: Compute, _: &Prepared, x: &[f32], bias: Option<&[f32]>, inputs: usize, out: &mut [f32]) {
+        let (rows, outputs) = (x.len() / inputs, self.outputs);
+        assert_eq!(
+            (inputs, x.len(), out.len()),
+            (self.inputs, rows * inputs, rows * outputs),
+            "shapes of x, w and out"
+        );
+        match rows {
+            0 => {}
+            1..=FEW_ROWS => self.multiply_few_in_parallel(x, out),
+            _ => self.multiply_many(compute, x, out),
         }
         if let Some(bias) = bias {
             add_bias(out, bias);
@@ -288,6 +342,7 @@ fn unpack_runs<const WIDTH: u32, const CODES: usize>(bytes: &[u8], out: &mut [f3
             for lane in 0..LANES {
                 values[lane] = f32::from((bytes[lane] >> (part as u32 * WIDTH)) & mask);
             }
+            one_at_a_time();
         }
     }
     if let Some(bytes) = bytes.get(runs.len()) {
@@ -304,6 +359,7 @@ vectorized! {
             for value in out {
                 *value = scale * (*value - zero);
             }
+            one_at_a_time();
         }
     }
 

@@ -36,6 +36,7 @@ use kernels::{
     rope::RopeTable,
     stored::{StoredMatrix, Weight},
 };
+use rayon::prelude::*;
 use std::{
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
@@ -381,9 +382,9 @@ impl<W: Weight> Block<W> {
         let [mut q, mut k, v] = self.projected(&activations.input);
         activations.input.clear();
         activations.input.resize(q.len(), 0.0);
-        let outs = activations.input.chunks_exact_mut(q_width);
-        let rows = q.chunks_exact_mut(q_width).zip(k.chunks_exact_mut(width)).zip(v.chunks_exact(width)).zip(outs);
-        for ((((q, k), v), out), cache) in rows.zip(caches) {
+        let outs = activations.input.par_chunks_exact_mut(q_width);
+        let rows = q.par_chunks_exact_mut(q_width).zip(k.par_chunks_exact_mut(width)).zip(v.par_chunks_exact(width));
+        rows.zip(outs).zip(caches).for_each(|((((q, k), v), out), cache)| {
             let position = cache.keys.len() / width;
             let table = self.tables.table(self.rope, position + 1);
             table.apply(q, heads, head_width, position);
@@ -391,7 +392,7 @@ impl<W: Weight> Block<W> {
             cache.keys.extend_from_slice(k);
             cache.values.extend_from_slice(v);
             self.attention.causal(self.compute, q, &cache.keys, &cache.values, out);
-        }
+        });
         for stage in [Stage::Output, Stage::GateUp, Stage::Down] {
             self.advance(stage, &mut activations);
         }

@@ -1,7 +1,8 @@
 //! Generation: the likeliest token after another, or drawn ones, many sequences at once.
 //!
-//! The whole model is held as it is stored, packed weights packed. Each thread of the current pool works on its own sequences, up to `batch` (at most 16) at a
-//! time, one token of each in a step; a sequence that ends makes room for the next. Products of a step's few rows treat
+//! The whole model is held as it is stored, packed weights packed. Up to `batch` (at most [`FEW_ROWS`]) sequences are worked on
+//! at a time, one token of each in a step, so that weights are brought to float32 once for all of them; the threads of the
+//! current pool share a step's outputs among them. A sequence that ends makes room for the next. Products of a step's few rows treat
 //! each row by itself, so the tokens of a sequence depend on its prompt (and seed) alone. Of equal logits the smallest id wins.
 //!
 //! Drawn tokens follow `p(v) ∝ exp(logit(v) / temperature)`, cut to the smallest set of likeliest tokens whose
@@ -11,17 +12,14 @@ use crate::{
     Block, Checkpoint, ModelError,
     decoder::{Branching, Head, KeyValues},
 };
-use kernels::stored::StoredMatrix;
+use kernels::{few_rows::FEW_ROWS, stored::StoredMatrix};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use std::{
-    mem,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{collections::VecDeque, mem};
+
+/// Memory for the keys and values of the sequences that are worked on together.
+const MEMORY: usize = 4 << 30;
 
 /// How tokens are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,8 +90,17 @@ impl<'a> Generator<'a> {
         Ok(Self { checkpoint, blocks: blocks.collect::<Result<_, _>>()?, head: checkpoint.stored_head()? })
     }
 
+    /// As many sequences as multiply well together and as have room in 4 GiB, each as long as it may get; at least one.
+    pub fn batch(&self, requests: &[Request]) -> usize {
+        let config = &self.checkpoint.config;
+        let token = config.layers.len() * 2 * config.kv_heads * config.head_width * size_of::<f32>();
+        let longest = requests.iter().map(|request| request.prompt.len().saturating_add(request.longest)).max();
+        let sequence = longest.unwrap_or(0).min(config.max_positions) * token;
+        (MEMORY / sequence.max(1)).clamp(1, FEW_ROWS)
+    }
+
     /// What the model adds to each prompt, in their order; long prompts are begun first. `finished` is called as each
-    /// sequence ends, from whichever thread.
+    /// sequence ends.
     pub fn generate(
         &self,
         requests: &[Request],
@@ -104,39 +111,44 @@ impl<'a> Generator<'a> {
         requests.iter().try_for_each(|request| self.check(request))?;
         let mut order: Vec<usize> = (0..requests.len()).collect();
         order.sort_by_key(|&request| std::cmp::Reverse(requests[request].prompt.len()));
-        let (next, finished) = (AtomicUsize::new(0), Mutex::new(finished));
-        let take = || order.get(next.fetch_add(1, Ordering::Relaxed)).copied();
-        let work = |_| {
-            let mut results = Vec::new();
-            let mut active: Vec<Sequence> = Vec::new();
-            loop {
-                while active.len() < batch.clamp(1, kernels::gemm::FEW_ROWS)
-                    && let Some(request) = take()
-                {
-                    active.push(self.begin(request, &requests[request])?);
-                }
-                for at in (0..active.len()).rev() {
-                    if let Some(ending) = self.ending(&mut active[at], requests, enough) {
-                        let Sequence { request, tokens, .. } = active.swap_remove(at);
-                        let generated = Generated { tokens, ending };
-                        finished.lock().unwrap_or_else(PoisonError::into_inner)(request, &generated);
-                        results.push((request, generated));
-                    }
-                }
-                if active.is_empty() {
-                    if next.load(Ordering::Relaxed) >= order.len() {
-                        return Ok(results);
-                    }
-                    continue;
-                }
+        // On a thread of the pool: from outside each loop over the threads would wait for one of them to wake up.
+        rayon::scope(|_| self.run(requests, order.into(), batch.clamp(1, FEW_ROWS), enough, finished))
+    }
+
+    /// Steps all sequences that have room until none is `waiting`.
+    fn run(
+        &self,
+        requests: &[Request],
+        mut waiting: VecDeque<usize>,
+        batch: usize,
+        enough: &Enough<'_>,
+        finished: &mut (dyn FnMut(usize, &Generated) + Send),
+    ) -> Result<Vec<Generated>, ModelError> {
+        let mut results = vec![None; requests.len()];
+        let mut active: Vec<Sequence> = Vec::new();
+        // A prompt is read by one thread: as many at a time as there are threads, but no long wait for the room.
+        let at_once = rayon::current_num_threads().min(batch.div_ceil(4));
+        while !(waiting.is_empty() && active.is_empty()) {
+            let room = (batch - active.len()).min(waiting.len());
+            if room >= at_once.min(waiting.len()) {
+                let next: Vec<usize> = waiting.drain(..room).collect();
+                let begun = next.into_par_iter().with_max_len(1).map(|at| self.begin(at, &requests[at]));
+                active.extend(begun.collect::<Result<Vec<_>, _>>()?);
+            }
+            let endings: Vec<Option<Ending>> =
+                active.par_iter_mut().map(|sequence| self.ending(sequence, requests, enough)).collect();
+            for (at, ending) in endings.into_iter().enumerate().rev() {
+                let Some(ending) = ending else { continue };
+                let Sequence { request, tokens, .. } = active.swap_remove(at);
+                let generated = Generated { tokens, ending };
+                finished(request, &generated);
+                results[request] = Some(generated);
+            }
+            if !active.is_empty() {
                 self.step(&mut active)?;
             }
-        };
-        let threads = (0..rayon::current_num_threads()).into_par_iter().with_max_len(1);
-        let mut results: Vec<(usize, Generated)> =
-            threads.map(work).collect::<Result<Vec<_>, ModelError>>()?.into_iter().flatten().collect();
-        results.sort_by_key(|(request, _)| *request);
-        Ok(results.into_iter().map(|(_, generated)| generated).collect())
+        }
+        Ok(results.into_iter().flatten().collect())
     }
 
     fn check(&self, request: &Request) -> Result<(), ModelError> {
@@ -173,10 +185,11 @@ impl<'a> Generator<'a> {
             hidden = block.step(mem::take(&mut hidden), &mut caches);
         }
         let logits = self.head.logits(&hidden);
-        for (sequence, logits) in active.iter_mut().zip(logits.chunks_exact(self.checkpoint.config.vocabulary)) {
+        let logits = logits.par_chunks_exact(self.checkpoint.config.vocabulary);
+        active.par_iter_mut().zip(logits).try_for_each(|(sequence, logits)| {
             sequence.tokens.push(self.choose(&mut sequence.chooser, logits)?);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Why `sequence` ends after its latest token, if it does.

@@ -19,9 +19,6 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Sequences that each thread steps together.
-const BATCH: usize = 16;
-
 /// What to write.
 pub struct Sample {
     /// The model that writes.
@@ -64,7 +61,7 @@ pub fn sample(what: &Sample) -> Result<usize, StudyError> {
         .collect();
     let mut progress = Progress::new("writing", what.texts as u64, 0);
     let generator = Generator::new(&checkpoint)?;
-    let written = generator.generate(&requests, BATCH, &|_, _| false, &mut |_, text| {
+    let written = generator.generate(&requests, generator.batch(&requests), &|_, _| false, &mut |_, text| {
         progress.step(&format!("{} tokens", text.tokens.len()));
     })?;
     progress.finish();

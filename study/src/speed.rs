@@ -24,8 +24,8 @@ use std::time::Instant;
 
 /// Timed repetitions.
 const REPETITIONS: usize = 5;
-/// Sequences written side by side, on each thread at most.
-const SEQUENCES: usize = 16;
+/// Sequences written side by side.
+const SEQUENCES: usize = 32;
 /// Tokens of a window that a sequence begins with.
 const PROMPT: usize = 16;
 /// Tokens written after it at most.
@@ -64,7 +64,7 @@ pub fn timed(measure: Measure, checkpoint: &Checkpoint, prepared: &Prepared) -> 
             Ok(prepared.tokens_fed())
         });
     }
-    let windows = prepared.windows.iter().cycle().take(SEQUENCES * rayon::current_num_threads());
+    let windows = prepared.windows.iter().cycle().take(SEQUENCES);
     let requests: Vec<Request> = windows
         .map(|window| Request {
             prompt: window.tokens[..PROMPT.min(window.tokens.len())].to_vec(),

@@ -18,7 +18,7 @@ use kernels::{
     block_solve::{ColumnPlan, compensate, round_to_nearest},
     cholesky::{Precision, inverse_upper_factor},
     compute::Prepared,
-    gemm, gram,
+    few_rows, gram,
     kquant::{BlockMatrix, BlockType, Weighting},
     log_probability::negative_log_likelihood,
     norm::rms_norm,
@@ -160,16 +160,13 @@ fn stored(criterion: &mut Criterion<Rate>) {
         ("2 bits", integers(2)),
         ("4 bits", integers(4)),
         ("8 bits", integers(8)),
-        ("Q4_0", blocks(BlockType::Q4_0)),
-        ("Q5_0", blocks(BlockType::Q5_0)),
-        ("Q4_K", blocks(BlockType::Q4K)),
-        ("Q6_K", blocks(BlockType::Q6K)),
     ];
+    let stored = stored.into_iter().chain(BlockType::ALL.map(|kind| (kind.name(), blocks(kind)))).collect::<Vec<_>>();
     for rows in [1, 4, 16] {
         let (x, mut out) = (numbers(rows * inputs), vec![0.0; rows * outputs]);
         let operations = 2 * rows * inputs * outputs;
         rated(&mut group, &format!("{rows}x{inputs}x{outputs} float32"), operations, || {
-            gemm::linear_few_rows(&x, &w, None, inputs, black_box(&mut out));
+            few_rows::linear(&x, &w, None, inputs, black_box(&mut out));
         });
         for (name, stored) in &stored {
             rated(&mut group, &format!("{rows}x{inputs}x{outputs} {name}"), operations, || {

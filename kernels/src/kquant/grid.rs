@@ -1,6 +1,7 @@
 //! The grid of one block as it is stored, and rounding to it: the formula of the module above.
 
 use super::BlockType;
+use crate::{dispatch::one_at_a_time, halves::widened};
 use half::f16;
 
 /// Sub-blocks of a block at most.
@@ -8,19 +9,6 @@ pub(super) const MOST_SUB_BLOCKS: usize = 16;
 
 /// The levels of IQ4_NL: closer together around zero, where weights are.
 pub(super) const UNEVEN: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
-/// `half` in float32, as `half.to_f32()` gives it; that asks the processor for its features at each call.
-#[allow(clippy::inline_always, reason = "called for every few weights")]
-#[inline(always)]
-fn widened(half: f16) -> f32 {
-    /// 2^112: between the exponents' biases.
-    const BIASES: f32 = f32::from_bits((112 + 127) << 23);
-    let bits = u32::from(half.to_bits());
-    let magnitude = (bits & 0x7fff) << 13;
-    let finite = (f32::from_bits(magnitude) * BIASES).to_bits();
-    let magnitude = if bits & 0x7c00 == 0x7c00 { magnitude | 0x7f80_0000 } else { finite };
-    f32::from_bits(magnitude | (bits & 0x8000) << 16)
-}
 
 /// The stored numbers of a block besides its codes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -56,19 +44,9 @@ impl BlockGrid {
     #[inline(always)]
     pub fn values(&self, kind: BlockType, codes: &[u8], values: &mut [f32]) {
         let subs = codes.chunks_exact(kind.sub_block()).zip(values.chunks_exact_mut(kind.sub_block()));
+        // No closure: it might be compiled by itself, for the baseline's instructions.
         for (sub, (codes, values)) in subs.enumerate() {
-            let SubGrid { step, low } = self.sub(sub);
-            let values = values.iter_mut().zip(codes);
-            // One loop for each kind of level: without a choice inside it, it runs by whole registers.
-            match kind.levels() {
-                Levels::Even { below, .. } => {
-                    let below = f32::from(below);
-                    values.for_each(|(value, code)| *value = step * (f32::from(*code) - below) - low);
-                }
-                levels @ Levels::Uneven => {
-                    values.for_each(|(value, code)| *value = step * levels.level(*code) - low);
-                }
-            }
+            self.sub(sub).values(kind.levels(), codes, values);
         }
     }
 
@@ -95,6 +73,23 @@ pub struct SubGrid {
 }
 
 impl SubGrid {
+    /// The weights that `codes` stand for.
+    #[allow(clippy::inline_always, reason = "compiled for its caller's instructions")]
+    #[inline(always)]
+    pub(super) fn values(self, levels: Levels, codes: &[u8], values: &mut [f32]) {
+        let Self { step, low } = self;
+        let values = values.iter_mut().zip(codes);
+        // One loop for each kind of level: without a choice inside it, it runs by whole registers.
+        match levels {
+            Levels::Even { below, .. } => {
+                let below = f32::from(below);
+                values.for_each(|(value, code)| *value = step * (f32::from(*code) - below) - low);
+            }
+            Levels::Uneven => values.for_each(|(value, code)| *value = step * levels.level(*code) - low),
+        }
+        one_at_a_time();
+    }
+
     /// The weight that `code` stands for, rounded as every loader rounds it.
     #[inline]
     pub(super) fn value(self, levels: Levels, code: u8) -> f32 {
@@ -162,19 +157,6 @@ impl BlockType {
             Self::Q3K => Levels::Even { below: 4, most: 7 },
             Self::Q6K => Levels::Even { below: 32, most: 63 },
             Self::Iq4Nl => Levels::Uneven,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_half_is_widened_as_it_is_meant() {
-        for half in (0..=u16::MAX).map(f16::from_bits) {
-            let (ours, theirs) = (widened(half), half.to_f32());
-            assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{half:?}");
         }
     }
 }

@@ -33,7 +33,7 @@ mod small;
 
 pub use grid::BlockGrid;
 
-use crate::dispatch::vectorized;
+use crate::dispatch::{one_at_a_time, vectorized};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -242,10 +242,14 @@ vectorized! {
 #[allow(clippy::inline_always, reason = "compiled for its caller's instructions and kind")]
 #[inline(always)]
 fn dequantize_blocks(kind: BlockType, bytes: &[u8], row: &mut [f32]) {
+    if kind.columns() == 32 {
+        return small::dequantize(kind, bytes, row);
+    }
     let mut codes = [0; LARGEST];
     let codes = &mut codes[..kind.columns()];
     for (block, weights) in bytes.chunks_exact(kind.bytes()).zip(row.chunks_exact_mut(kind.columns())) {
         kind.unpack(block, codes).values(kind, codes, weights);
+        one_at_a_time();
     }
 }
 
@@ -259,6 +263,7 @@ fn add_bits(codes: &mut [u8], bytes: &[u8], to: usize, from: usize, mask: u8) {
     for (code, byte) in codes.iter_mut().zip(bytes) {
         *code |= (byte >> from & mask) << to;
     }
+    one_at_a_time();
 }
 
 #[cfg(test)]
