@@ -19,8 +19,13 @@
 //! needs a TOML file. A pipeline called `strict-match` gives `exact_match_strict`, one called `flexible-extract`
 //! `exact_match_flexible`, any other `exact_match`.
 
+mod pipeline;
+
+pub use pipeline::Pipeline;
+
 use super::{Data, Draw, Generate, Metric, Prompt, Task};
 use fancy_regex::Regex;
+use pipeline::Step;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -96,67 +101,6 @@ struct Filter {
     regex_pattern: Option<String>,
     group_select: Option<i64>,
     fallback: Option<String>,
-}
-
-/// From what a model wrote to its answer, and how that is compared.
-#[derive(Clone, Debug, Default)]
-pub struct Pipeline {
-    steps: Vec<Step>,
-    ignored: Vec<Regex>,
-    any_case: bool,
-    without_punctuation: bool,
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    /// The first match, or the last; of several groups the first that is not empty.
-    Find {
-        pattern: Regex,
-        last: bool,
-        fallback: String,
-    },
-    RemoveWhitespace,
-    Lowercase,
-    Uppercase,
-}
-
-impl Pipeline {
-    /// Whether what is found in `text` is `right`.
-    pub fn agree(&self, text: &str, right: &str) -> bool {
-        let found = self.steps.iter().fold(text.to_owned(), |text, step| step.apply(&text));
-        self.normal(&found) == self.normal(right)
-    }
-
-    fn normal(&self, text: &str) -> String {
-        let mut text =
-            self.ignored.iter().fold(text.to_owned(), |text, ignored| ignored.replace_all(&text, "").into_owned());
-        if self.any_case {
-            text = text.to_lowercase();
-        }
-        if self.without_punctuation {
-            text.retain(|c| !c.is_ascii_punctuation());
-        }
-        text
-    }
-}
-
-impl Step {
-    fn apply(&self, text: &str) -> String {
-        match self {
-            Self::Find { pattern, last, fallback } => {
-                let mut all = pattern.captures_iter(text).map_while(Result::ok);
-                let captures = if *last { all.last() } else { all.next() };
-                let group = captures.and_then(|captures| {
-                    let mut groups = captures.iter().skip(usize::from(captures.len() > 1)).flatten();
-                    Some(groups.find(|group| !group.as_str().is_empty())?.as_str().trim().to_owned())
-                });
-                group.unwrap_or_else(|| fallback.clone())
-            }
-            Self::RemoveWhitespace => text.trim_start().to_owned(),
-            Self::Lowercase => text.to_lowercase(),
-            Self::Uppercase => text.to_uppercase(),
-        }
-    }
 }
 
 /// The task of a file; what is wrong with it is a sentence.
