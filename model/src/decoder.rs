@@ -31,7 +31,9 @@ use kernels::{
     Compute, activation,
     attention::Attention,
     compute::Prepared,
-    divergence, log_probability,
+    divergence,
+    few_rows::FEW_ROWS,
+    log_probability,
     norm::rms_norm,
     rope::RopeTable,
     stored::{StoredMatrix, Weight},
@@ -476,7 +478,16 @@ impl<W: Weight> Block<W> {
     fn outputs<const N: usize>(&self, stage: Stage, x: &[f32], parts: [usize; N], unit: usize) -> [Vec<f32>; N] {
         let linears = self.linears(stage);
         if linears.len() == N {
-            return std::array::from_fn(|part| self.apply(stage, part, x));
+            let mut pieces = std::array::from_fn(|_| Vec::new());
+            if x.len() <= FEW_ROWS * linears[0].inputs {
+                // The threads meet once for all of them.
+                let pieces = pieces.par_iter_mut().with_max_len(1).enumerate();
+                pieces.for_each(|(part, piece)| *piece = self.apply(stage, part, x));
+            } else {
+                let pieces = pieces.iter_mut().enumerate();
+                pieces.for_each(|(part, piece)| *piece = self.apply(stage, part, x));
+            }
+            return pieces;
         }
         let fused = self.apply(stage, 0, x);
         let mut begin = 0;
