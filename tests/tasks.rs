@@ -90,6 +90,7 @@ fn likelihoods_of_continuations_are_those_of_transformers() {
                     id: "golden".to_owned(),
                     subject: None,
                     prefix: prefix.into(),
+                    preface: std::sync::Arc::default(),
                     pairs: vec![pair(near), pair(whole.len())],
                     answer: Answer::One(0),
                 };

@@ -105,7 +105,8 @@ mod tests {
             continuation: format!(" {choice}"),
             choice: (*choice).to_owned(),
         };
-        Item { id: "0".into(), subject: None, prefix: "".into(), pairs: choices.iter().map(pair).collect(), answer }
+        let pairs = choices.iter().map(pair).collect();
+        Item { id: "0".into(), subject: None, prefix: "".into(), preface: std::sync::Arc::default(), pairs, answer }
     }
 
     fn likelihoods(values: &[(f64, usize)]) -> Vec<Likelihood> {

@@ -106,10 +106,10 @@ pub(crate) enum Command {
 pub(crate) struct HowPut {
     /// Whether prompts go through the model's chat template [default: off]
     ///
-    /// The whole prompt, with description and solved examples, becomes one user message; choices follow without a space
-    /// before them. Models that were trained to converse follow instructions (ifeval) only so.
-    #[arg(long, value_name = "SWITCH")]
-    pub(crate) chat_template: Option<Switch>,
+    /// The whole prompt, with description and solved examples, becomes one user message, or with `turns` a conversation in which
+    /// they went before; choices follow without a space before them. Models that were trained to converse follow instructions (ifeval) only so.
+    #[arg(long, value_name = "HOW")]
+    pub(crate) chat_template: Option<Template>,
 
     /// A system prompt: the system message where the chat template is on, else text before the prompt [default: none]
     ///
@@ -122,11 +122,13 @@ pub(crate) struct HowPut {
     pub(crate) bos: Option<Bos>,
 }
 
-/// On or off.
+/// What becomes of the chat template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Switch {
-    /// Applied
+pub(crate) enum Template {
+    /// Applied, the prompt as one message
     On,
+    /// Applied, the description as (part of) the system message, each solved example as a question and an answer
+    Turns,
     /// Not applied
     Off,
 }
@@ -146,7 +148,8 @@ impl HowPut {
     /// The same for the library.
     pub(crate) fn framing(&self) -> Framing {
         Framing {
-            chat_template: self.chat_template == Some(Switch::On),
+            chat_template: self.chat_template.is_some_and(|template| template != Template::Off),
+            turns: self.chat_template == Some(Template::Turns),
             system: self.system_prompt.clone(),
             bos: match self.bos {
                 None | Some(Bos::Tokenizer) => BosRule::Tokenizer,

@@ -3,9 +3,11 @@
 //! ```text
 //! plain     [system prompt] + prompt
 //! template  the model's chat template over [system message], user message = prompt, up to where the answer begins
+//! turns     the same over [system message = system prompt + description], for each solved example a user message and one of the
+//!           assistant, user message = question
 //! ```
 //!
-//! The user message is the whole prompt, description and shots included. After a template, choices follow without their
+//! Without turns the user message is the whole prompt, description and shots included. After a template, choices follow without their
 //! delimiter. BOS is what the tokenizer puts before a text by itself, but never a second one where the text begins with it,
 //! as templates' texts do; or it is put there always, or never.
 
@@ -13,7 +15,7 @@ use crate::{
     EvaluateError,
     task::{
         exercise::Exercise,
-        prompt::{Item, Pair},
+        prompt::{Item, Pair, Preface},
     },
 };
 use model::Checkpoint;
@@ -38,6 +40,9 @@ pub enum BosRule {
 pub struct Framing {
     /// Whether the model's chat template is applied.
     pub chat_template: bool,
+    /// Whether each solved example is a turn of the user and one of the assistant in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub turns: bool,
     /// The system prompt.
     #[serde(rename = "system_prompt")]
     pub system: Option<String>,
@@ -52,20 +57,33 @@ impl Framing {
         *self == Self::default()
     }
 
-    /// `prompt` as the model sees it.
-    pub fn text(&self, checkpoint: &Checkpoint, prompt: &str) -> Result<String, EvaluateError> {
-        let system = self.system.as_deref();
+    /// `prompt`, which begins with `preface`, as the model sees it.
+    fn text(&self, checkpoint: &Checkpoint, prompt: &str, preface: &Preface) -> Result<String, EvaluateError> {
         if !self.chat_template {
-            return Ok(format!("{}{prompt}", system.unwrap_or_default()));
+            return Ok(format!("{}{prompt}", self.system.as_deref().unwrap_or_default()));
         }
         let template = checkpoint.chat_template.as_deref().ok_or_else(|| EvaluateError::Framing {
             model: checkpoint.reference.clone(),
             what: "it brings no chat template: `--chat-template off`".to_owned(),
         })?;
-        let messages = system.map(|text| ("system", text)).into_iter().chain([("user", prompt)]);
-        let messages: Vec<(String, String)> = messages.map(|(role, text)| (role.to_owned(), text.to_owned())).collect();
+        let messages: Vec<(String, String)> =
+            self.messages(prompt, preface).into_iter().map(|(role, text)| (role.to_owned(), text)).collect();
         let [bos, eos] = ends(checkpoint);
         Ok(model::chat::prompt(template, &messages, &bos, &eos)?)
+    }
+
+    /// Who says what.
+    fn messages(&self, prompt: &str, preface: &Preface) -> Vec<(&'static str, String)> {
+        let system = self.system.clone().unwrap_or_default();
+        let Some(question) = prompt.strip_prefix(&*preface.text).filter(|_| self.turns) else {
+            let system = self.system.is_some().then_some(("system", system));
+            return system.into_iter().chain([("user", prompt.to_owned())]).collect();
+        };
+        let system = system + &preface.description;
+        let system = (!system.is_empty()).then_some(("system", system));
+        let solved = preface.solved.iter().flat_map(|[question, answer]| [("user", question), ("assistant", answer)]);
+        let solved = solved.map(|(role, text)| (role, text.clone()));
+        system.into_iter().chain(solved).chain([("user", question.to_owned())]).collect()
     }
 
     /// `item` as the model sees it.
@@ -78,7 +96,7 @@ impl Framing {
         for Pair { context, continuation, choice } in &item.pairs {
             let text = match framed.get(&**context) {
                 Some(text) => Arc::clone(text),
-                None => self.text(checkpoint, context)?.into(),
+                None => self.text(checkpoint, context, &item.preface)?.into(),
             };
             framed.insert(context, Arc::clone(&text));
             let continuation = if self.chat_template { choice } else { continuation };
@@ -86,15 +104,21 @@ impl Framing {
         }
         // What all items of a subject begin with is longer by what the template puts before it.
         let first = pairs.first().map(|pair| &*pair.context).unwrap_or_default();
-        let shared = first.find(&*item.prefix).map_or("", |at| &first[..at + item.prefix.len()]);
+        let shared = if self.turns {
+            let question =
+                item.pairs.first().and_then(|pair| pair.context.strip_prefix(&*item.prefix)).unwrap_or_default();
+            first.rfind(question.trim()).map_or("", |at| &first[..at])
+        } else {
+            first.find(&*item.prefix).map_or("", |at| &first[..at + item.prefix.len()])
+        };
         let shared = if pairs.iter().all(|pair| pair.context.starts_with(shared)) { shared } else { "" };
         let (prefix, id, subject) = (shared.into(), item.id.clone(), item.subject.clone());
-        Ok(Item { id, subject, prefix, pairs, answer: item.answer.clone() })
+        Ok(Item { id, subject, prefix, preface: Arc::clone(&item.preface), pairs, answer: item.answer.clone() })
     }
 
     /// `exercise` as the model sees it.
     pub fn exercise(&self, checkpoint: &Checkpoint, exercise: &Exercise) -> Result<Exercise, EvaluateError> {
-        Ok(Exercise { prompt: self.text(checkpoint, &exercise.prompt)?, ..exercise.clone() })
+        Ok(Exercise { prompt: self.text(checkpoint, &exercise.prompt, &exercise.preface)?, ..exercise.clone() })
     }
 }
 
@@ -107,7 +131,11 @@ pub(crate) fn ends(checkpoint: &Checkpoint) -> [String; 2] {
 
 impl fmt::Display for Framing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let applied = if self.chat_template { "applied" } else { "not applied" };
+        let applied = match (self.chat_template, self.turns) {
+            (false, _) => "not applied",
+            (true, false) => "applied",
+            (true, true) => "applied, solved examples as turns",
+        };
         match &self.system {
             Some(system) => write!(f, "chat template {applied}; system prompt {system:?}"),
             None => write!(f, "chat template {applied}; no system prompt of ours"),

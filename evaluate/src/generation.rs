@@ -269,6 +269,7 @@ mod tests {
             id: "0".into(),
             subject: None,
             prompt: "p".into(),
+            preface: crate::task::prompt::Preface::default(),
             answer: String::new(),
             trial: None,
             instructions: Vec::new(),

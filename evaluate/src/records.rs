@@ -15,7 +15,7 @@
 //! | `response`, `verdict` | what the model wrote, and what its tests said; left out where it chooses |
 //! | `samples` | where several answers were drawn: each with `response` and `verdict`, in place of those two |
 //! | `instructions` | where instructions are to be followed: each `id` with `strict` and `loose` |
-//! | `framing` | `chat_template`, `system`, `bos`: how the prompt was put to the model; left out where plainly |
+//! | `framing` | `chat_template`, `turns` where they are, `system_prompt`, `bos_rule`: how the prompt was put to the model; left out where plainly |
 //! | `metrics` | the item's value of every metric; of `perplexity` its log-likelihood |
 
 use crate::{EvaluateError, capability::Capability, framing::Framing, instructions::Followed, task::Metric};

@@ -50,7 +50,8 @@ fn item(prefix: &[u32], context: &[u32], choices: &[&[u32]]) -> Item {
         choice: words(choice),
     };
     let pairs = choices.iter().map(pair).collect();
-    Item { id: format!("{context:?}"), subject: None, prefix: prefix.as_str().into(), pairs, answer: Answer::One(0) }
+    let (id, prefix, preface) = (format!("{context:?}"), prefix.as_str().into(), std::sync::Arc::default());
+    Item { id, subject: None, prefix, preface, pairs, answer: Answer::One(0) }
 }
 
 fn items() -> Vec<Item> {
@@ -451,6 +452,10 @@ fn chat_template_system_prompt_and_bos_are_chosen_shown_and_recorded() {
     assert!(shown(&["--bos", "never"]).contains("BOS        none: switched off"));
     assert_eq!(tokens(&shown(&["--bos", "always"])), tokens(&plain));
     assert!(context(&shown(&["--system-prompt", "w9 "])).starts_with("w9 Of other"));
+    // The description joins the system message, each solved example is a question and an answer without delimiter.
+    let turns = context(&shown(&["--chat-template", "turns", "--system-prompt", "w9 "]));
+    let expected = "<s> system w9 Of other:\n\n user w2 assistant w4 user w5 assistant w6 w7 user w18 w6 assistant";
+    assert_eq!(turns, expected);
 
     let run = |more: &[&str]| {
         let out = tempfile::tempdir().unwrap();
@@ -465,6 +470,10 @@ fn chat_template_system_prompt_and_bos_are_chosen_shown_and_recorded() {
     assert!(plain.1.get("framing").is_none());
     let expected = serde_json::json!({"chat_template": true, "system_prompt": "w9", "bos_rule": "tokenizer"});
     assert_eq!(framed.1["framing"], expected);
+    let turns = run(&["--chat-template", "turns"]);
+    let expected =
+        serde_json::json!({"chat_template": true, "turns": true, "system_prompt": null, "bos_rule": "tokenizer"});
+    assert_eq!(turns.1["framing"], expected);
     assert_eq!((&framed.2["chat_template"], &framed.2["system_prompt"]), (&true.into(), &"w9".into()));
     assert_eq!((&plain.2["chat_template"], &plain.2["bos_rule"]), (&false.into(), &"tokenizer".into()));
     let compared = evaluate(&["compare", path(&plain.0), path(&framed.0)]);

@@ -130,6 +130,7 @@ fn avx2<const ROWS: usize>(x: &[f32], w: &[f32], inputs: usize, out: &mut [f32],
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 type Eight = [f32; LANES];
 
 /// Goes along the rows of `x` and of the weight, eight columns at a time, the last filled up with zeros.

@@ -7,7 +7,7 @@
 use super::{
     Draw,
     data::{Row, TaskData},
-    prompt::Templates,
+    prompt::{Preface, Templates},
 };
 use crate::{EvaluateError, instructions::Instruction, python_random::PythonRandom, sandbox::Trial, source::sha256};
 use serde_json::{Map, Value};
@@ -24,6 +24,8 @@ pub struct Exercise {
     pub subject: Option<String>,
     /// What the model goes on from.
     pub prompt: String,
+    /// Description and shots, which it begins with.
+    pub preface: Preface,
     /// The right answer as the set gives it.
     pub answer: String,
     /// Where the model writes a program: its tests, and what stands before it.
@@ -68,13 +70,10 @@ impl Templates<'_> {
         let values = self.values(row)?;
         let render =
             |name: &str, row: &Row| self.render(name, self.values(row)?, &format!("`{name}` of item {}", row.id()));
-        let mut prompt = render("description", row)?;
-        for shot in shots {
-            let parts = [render("context", shot)?, task.prompt.delimiter.clone(), render("answer", shot)?];
-            prompt.extend(parts);
-            prompt += &task.prompt.separator;
-        }
-        prompt += &render("context", row)?;
+        let solved = shots.iter().map(|shot| Ok([render("context", shot)?, render("answer", shot)?]));
+        let solved = solved.collect::<Result<_, EvaluateError>>()?;
+        let preface = Preface::new(render("description", row)?, solved, &task.prompt);
+        let prompt = format!("{}{}", preface.text, render("context", row)?);
         let program = task.generate.as_ref().and_then(|generate| generate.program.as_ref());
         let trial = program.map(|program| -> Result<Trial, EvaluateError> {
             let theirs = match &program.theirs {
@@ -93,7 +92,8 @@ impl Templates<'_> {
         });
         let answer = render("answer", row)?;
         let instructions = self.instructions(row)?;
-        Ok(Exercise { id, subject: row.subject.clone(), prompt, answer, trial: trial.transpose()?, instructions })
+        let (subject, trial) = (row.subject.clone(), trial.transpose()?);
+        Ok(Exercise { id, subject, prompt, preface, answer, trial, instructions })
     }
 
     /// The instructions of `row`, each found to be one that can be checked.

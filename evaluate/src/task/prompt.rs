@@ -13,7 +13,7 @@
 //! brackets dropped with what they hold, double spaces made single ones.
 
 use super::{
-    Task,
+    Prompt, Task,
     data::{Row, TaskData},
 };
 use crate::{EvaluateError, source::sha256};
@@ -41,6 +41,29 @@ pub struct Pair {
     pub choice: String,
 }
 
+/// What stands before a question.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Preface {
+    /// What the task is about.
+    pub description: String,
+    /// Solved examples: question and answer.
+    pub solved: Vec<[String; 2]>,
+    /// All of it as one text.
+    pub text: Arc<str>,
+}
+
+impl Preface {
+    pub(super) fn new(description: String, solved: Vec<[String; 2]>, prompt: &Prompt) -> Self {
+        let mut text = description.clone();
+        text.extend(
+            solved.iter().flat_map(|[question, answer]| {
+                [question.as_str(), &prompt.delimiter, answer.as_str(), &prompt.separator]
+            }),
+        );
+        Self { description, solved, text: text.into() }
+    }
+}
+
 /// What is right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -57,8 +80,10 @@ pub struct Item {
     pub id: String,
     /// Its subject.
     pub subject: Option<String>,
-    /// Description and shots, which every context begins with.
+    /// What every context begins with.
     pub prefix: Arc<str>,
+    /// Description and shots.
+    pub preface: Arc<Preface>,
     /// The choices.
     pub pairs: Vec<Pair>,
     /// Which is right.
@@ -84,14 +109,14 @@ impl Item {
 pub struct Templates<'a> {
     pub(super) task: &'a Task,
     environment: Environment<'a>,
-    /// The prefix of each subject that was asked for.
-    prefixes: HashMap<Option<String>, Arc<str>>,
+    /// The preface of each subject that was asked for.
+    prefaces: HashMap<Option<String>, Arc<Preface>>,
 }
 
 impl<'a> Templates<'a> {
     /// Compiles the templates of `task`.
     pub fn new(task: &'a Task) -> Result<Self, EvaluateError> {
-        let mut templates = Self { task, environment: environment(), prefixes: HashMap::new() };
+        let mut templates = Self { task, environment: environment(), prefaces: HashMap::new() };
         let prompt = &task.prompt;
         let context = prompt.context.iter().map(|context| ("context", context));
         let mut sources: Vec<(&str, &String)> = context.chain([("description", &prompt.description)]).collect();
@@ -109,11 +134,12 @@ impl<'a> Templates<'a> {
 
     /// The item of `row`, with `shots` of the solved examples of `data` before it.
     pub fn item(&mut self, row: &Row, data: &TaskData, shots: usize) -> Result<Item, EvaluateError> {
-        if !self.prefixes.contains_key(&row.subject) {
-            let prefix = self.prefix(row, data, shots)?;
-            self.prefixes.insert(row.subject.clone(), prefix.into());
+        if !self.prefaces.contains_key(&row.subject) {
+            let preface = self.preface(row, data, shots)?;
+            self.prefaces.insert(row.subject.clone(), preface.into());
         }
-        let prefix = Arc::clone(&self.prefixes[&row.subject]);
+        let preface = Arc::clone(&self.prefaces[&row.subject]);
+        let prefix = Arc::clone(&preface.text);
         let question = self.question(row)?;
         let delimiter = &self.task.prompt.delimiter;
         let mut pairs: Vec<Pair> = Vec::with_capacity(question.choices.len());
@@ -124,30 +150,27 @@ impl<'a> Templates<'a> {
             };
             pairs.push(Pair { context, continuation: format!("{delimiter}{choice}"), choice });
         }
-        Ok(Item { id: row.id(), subject: row.subject.clone(), prefix, pairs, answer: question.answer })
+        Ok(Item { id: row.id(), subject: row.subject.clone(), prefix, preface, pairs, answer: question.answer })
     }
 
-    fn prefix(&self, row: &Row, data: &TaskData, shots: usize) -> Result<String, EvaluateError> {
+    fn preface(&self, row: &Row, data: &TaskData, shots: usize) -> Result<Preface, EvaluateError> {
         let place = format!("`prompt.description` for item {}", row.id());
-        let mut prefix = self.render("description", self.values(row)?, &place)?;
+        let description = self.render("description", self.values(row)?, &place)?;
         let solved = data.shots.get(&row.subject).map_or(&[][..], Vec::as_slice);
         if solved.len() < shots {
             let of = row.subject.as_ref().map_or_else(String::new, |subject| format!(" of {subject}"));
             let what = format!("{shots} shots are asked for and there are {} solved examples{of}", solved.len());
             return Err(EvaluateError::Task { task: self.task.name.clone(), what });
         }
-        for shot in &solved[..shots] {
-            let question = self.question(shot)?;
-            let Answer::One(answer) = question.answer else {
+        let solved = solved[..shots].iter().map(|shot| {
+            let Question { mut contexts, mut choices, answer } = self.question(shot)?;
+            let Answer::One(answer) = answer else {
                 let what = "shots need one right choice: use `prompt.answer`".to_owned();
                 return Err(EvaluateError::Task { task: self.task.name.clone(), what });
             };
-            let prompt = &self.task.prompt;
-            prefix +=
-                &[&*question.contexts[answer], &*prompt.delimiter, &*question.choices[answer], &*prompt.separator]
-                    .concat();
-        }
-        Ok(prefix)
+            Ok([contexts.swap_remove(answer), choices.swap_remove(answer)])
+        });
+        Ok(Preface::new(description, solved.collect::<Result<_, _>>()?, &self.task.prompt))
     }
 
     fn question(&self, row: &Row) -> Result<Question, EvaluateError> {
