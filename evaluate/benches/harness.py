@@ -22,6 +22,7 @@ import torch
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM
 
 SUBJECTS = ["anatomy", "econometrics", "formal_logic", "high_school_geography"]
 TASK = """
@@ -86,8 +87,6 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         prepare(data, folder, items)
-        from transformers import AutoModelForCausalLM
-
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
         runs = [(f"lm-evaluation-harness, batch {batch}", *harness(model, folder, batch)) for batch in (1, 4)]
         runs += [(f"Caliper {compute}", *caliper(checkpoint, folder, compute)) for compute in ("f32", "bf16x3")]

@@ -3,13 +3,13 @@
 //! ```text
 //! plain     [system prompt] + prompt
 //! template  the model's chat template over [system message], user message = prompt, up to where the answer begins
-//! turns     the same over [system message = system prompt + description], for each solved example a user message and one of the
-//!           assistant, user message = question
+//! turns     the same over [system message = system prompt + description], for each solved example a user message and one of
+//!           the assistant, user message = question
 //! ```
 //!
-//! Without turns the user message is the whole prompt, description and shots included. After a template, choices follow without their
-//! delimiter. BOS is what the tokenizer puts before a text by itself, but never a second one where the text begins with it,
-//! as templates' texts do; or it is put there always, or never.
+//! Without turns the user message is the whole prompt, description and shots included. After a template, choices follow
+//! without their delimiter. BOS is what the tokenizer puts before a text by itself, but never a second one where the text
+//! begins with it, as templates' texts do; or it is put there always, or never.
 
 use crate::{
     EvaluateError,
@@ -66,24 +66,24 @@ impl Framing {
             model: checkpoint.reference.clone(),
             what: "it brings no chat template: `--chat-template off`".to_owned(),
         })?;
-        let messages: Vec<(String, String)> =
-            self.messages(prompt, preface).into_iter().map(|(role, text)| (role.to_owned(), text)).collect();
         let [bos, eos] = ends(checkpoint);
-        Ok(model::chat::prompt(template, &messages, &bos, &eos)?)
+        Ok(model::chat::prompt(template, &self.messages(prompt, preface), &bos, &eos)?)
     }
 
     /// Who says what.
-    fn messages(&self, prompt: &str, preface: &Preface) -> Vec<(&'static str, String)> {
-        let system = self.system.clone().unwrap_or_default();
+    fn messages(&self, prompt: &str, preface: &Preface) -> Vec<(String, String)> {
+        let message = |role: &str, text: &str| (role.to_owned(), text.to_owned());
         let Some(question) = prompt.strip_prefix(&*preface.text).filter(|_| self.turns) else {
-            let system = self.system.is_some().then_some(("system", system));
-            return system.into_iter().chain([("user", prompt.to_owned())]).collect();
+            let system = self.system.iter().map(|system| message("system", system));
+            return system.chain([message("user", prompt)]).collect();
         };
-        let system = system + &preface.description;
-        let system = (!system.is_empty()).then_some(("system", system));
-        let solved = preface.solved.iter().flat_map(|[question, answer]| [("user", question), ("assistant", answer)]);
-        let solved = solved.map(|(role, text)| (role, text.clone()));
-        system.into_iter().chain(solved).chain([("user", question.to_owned())]).collect()
+        let system = self.system.clone().unwrap_or_default() + &preface.description;
+        let system = (!system.is_empty()).then(|| message("system", &system));
+        let solved = preface
+            .solved
+            .iter()
+            .flat_map(|[question, answer]| [message("user", question), message("assistant", answer)]);
+        system.into_iter().chain(solved).chain([message("user", question)]).collect()
     }
 
     /// `item` as the model sees it.

@@ -5,8 +5,8 @@
 //! out[r][o] = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7)) + bias[o]      s_l = sum of x[r][i] w[o][i] over i % 8 = l
 //! ```
 //!
-//! Every version sums in this order by fused operations, so that row `r` of `out` depends on row `r` of `x` alone, to the bit,
-//! whatever the processor.
+//! Every version sums in this order by fused operations, so that row `r` of `out` depends on row `r` of `x` alone, to the
+//! bit, whatever the processor.
 
 #[cfg(target_arch = "x86_64")]
 use crate::dispatch;
@@ -36,7 +36,11 @@ pub fn linear(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize, out: &m
 
 /// `out[r stride + o] = sum_i x[r][i] w[o][i]`.
 pub(crate) fn products(x: &[f32], w: &[f32], inputs: usize, out: &mut [f32], stride: usize) {
-    let (rows, tiles) = (x.len() / inputs, tiles());
+    let rows = x.len() / inputs;
+    #[cfg(target_arch = "x86_64")]
+    let tiles = tiles(dispatch::level());
+    #[cfg(not(target_arch = "x86_64"))]
+    let tiles: &[(usize, Tile)] = &[];
     for (four, w) in w.chunks(OUTPUTS * inputs).enumerate() {
         let mut row = 0;
         while row < rows {
@@ -52,32 +56,27 @@ pub(crate) fn products(x: &[f32], w: &[f32], inputs: usize, out: &mut [f32], str
 /// The products of some rows `x` with some rows of the weight, to `out[row * stride + output]`.
 type Tile = fn(x: &[f32], w: &[f32], inputs: usize, out: &mut [f32], stride: usize);
 
-/// How many rows a tile has, and what computes it for [`OUTPUTS`] outputs by the best instructions of this processor; largest first.
-fn tiles() -> &'static [(usize, Tile)] {
-    #[cfg(target_arch = "x86_64")]
-    {
-        /// A tile as an ordinary function.
-        macro_rules! tile {
-            ($name:ident, $rows:literal) => {
-                ($rows, |x, w, inputs, out, stride| {
-                    // SAFETY: the processor was found to have the features that the function is compiled for.
-                    #[allow(unsafe_code)]
-                    unsafe {
-                        $name::<$rows>(x, w, inputs, out, stride)
-                    }
-                })
-            };
-        }
-        match dispatch::level() {
-            dispatch::Level::Avx512 => {
-                return &[tile!(avx512, 8), tile!(avx512, 4), tile!(avx512, 2), tile!(avx512, 1)];
-            }
-            // Sixteen registers: eight sums, four weights and a number.
-            dispatch::Level::Avx2 => return &[tile!(avx2, 2), tile!(avx2, 1)],
-            dispatch::Level::Baseline => {}
-        }
+/// How many rows a tile has, and what computes it for [`OUTPUTS`] outputs on a processor of `level`; largest first.
+#[cfg(target_arch = "x86_64")]
+fn tiles(level: dispatch::Level) -> &'static [(usize, Tile)] {
+    /// A tile as an ordinary function.
+    macro_rules! tile {
+        ($name:ident, $rows:literal) => {
+            ($rows, |x, w, inputs, out, stride| {
+                // SAFETY: the processor was found to have the features that the function is compiled for.
+                #[allow(unsafe_code)]
+                unsafe {
+                    $name::<$rows>(x, w, inputs, out, stride)
+                }
+            })
+        };
     }
-    &[(1, singles)]
+    match level {
+        dispatch::Level::Avx512 => &[tile!(avx512, 8), tile!(avx512, 4), tile!(avx512, 2), tile!(avx512, 1)],
+        // Sixteen registers: eight sums, four weights and a number.
+        dispatch::Level::Avx2 => &[tile!(avx2, 2), tile!(avx2, 1)],
+        dispatch::Level::Baseline => &[(1, singles)],
+    }
 }
 
 /// A register holds the running sums of two outputs, so that the order of sums is that of narrower registers.
@@ -216,9 +215,8 @@ vectorized! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::random;
+    use crate::testing::{assert_is_product, random};
 
-    /// A float32 sum of n products errs by at most n u sum |terms|, the bias adds one rounding; and rows by themselves to the bit.
     #[test]
     fn few_rows_agree_with_the_triple_loop_and_stand_alone() {
         for (rows, outputs, inputs) in [
@@ -230,25 +228,36 @@ mod tests {
             (16, 33, 257),
             (13, 7, 64),
             (9, 1, 576),
+            (FEW_ROWS, 9, 40),
             (0, 4, 3),
         ] {
             let (x, w, bias) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(outputs, 3));
             for bias in [None, Some(&bias[..])] {
                 let mut out = vec![f32::NAN; rows * outputs];
                 linear(&x, &w, bias, inputs, &mut out);
-                for (at, got) in out.iter().enumerate() {
-                    let (x, w) = (&x[at / outputs * inputs..][..inputs], &w[at % outputs * inputs..][..inputs]);
-                    let terms = || x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b));
-                    let bias = bias.map_or(0.0, |bias| f64::from(bias[at % outputs]));
-                    let magnitude = terms().map(f64::abs).sum::<f64>() + bias.abs();
-                    let bound = 2f64.powi(-24) * (inputs as f64 + 1.0) * magnitude;
-                    let error = (f64::from(*got) - terms().sum::<f64>() - bias).abs();
-                    assert!(error <= bound, "{rows} {outputs} {inputs}: {error} of {bound}");
-                }
+                assert_is_product(&x, &w, bias, inputs, &out);
                 for row in 0..rows {
                     let mut alone = vec![0.0; outputs];
                     linear(&x[row * inputs..][..inputs], &w, bias, inputs, &mut alone);
                     assert_eq!(alone, out[row * outputs..][..outputs]);
+                }
+            }
+        }
+    }
+
+    /// Also those that a better processor passes over.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn tiles_of_every_width_give_the_bits_of_single_products() {
+        use dispatch::Level;
+        for level in [Level::Avx2, Level::Avx512].into_iter().filter(|level| *level <= dispatch::level()) {
+            for (rows, tile) in tiles(level) {
+                for inputs in [1, 7, 8, 9, 63, 64, 576] {
+                    let (x, w) = (random(rows * inputs, 1), random(OUTPUTS * inputs, 2));
+                    let [mut expected, mut got] = [(); 2].map(|()| vec![0.0; rows * OUTPUTS]);
+                    singles(&x, &w, inputs, &mut expected, OUTPUTS);
+                    tile(&x, &w, inputs, &mut got, OUTPUTS);
+                    assert_eq!(got, expected, "{level:?}, {rows} rows, {inputs} inputs");
                 }
             }
         }

@@ -115,9 +115,8 @@ pub(crate) fn add_bias(out: &mut [f32], bias: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::random;
+    use crate::testing::{assert_is_product, random};
 
-    /// A float32 sum of n products errs by at most n u sum |terms|; the bias adds one rounding.
     #[test]
     fn agrees_with_the_triple_loop() {
         for (rows, outputs, inputs) in
@@ -127,15 +126,7 @@ mod tests {
             for bias in [None, Some(&bias[..])] {
                 let mut out = vec![f32::NAN; rows * outputs];
                 linear(&x, &w, bias, inputs, &mut out);
-                for (at, got) in out.iter().enumerate() {
-                    let (x, w) = (&x[at / outputs * inputs..][..inputs], &w[at % outputs * inputs..][..inputs]);
-                    let terms = || x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b));
-                    let bias = bias.map_or(0.0, |bias| f64::from(bias[at % outputs]));
-                    let expected = terms().sum::<f64>() + bias;
-                    let magnitude = terms().map(f64::abs).sum::<f64>() + bias.abs();
-                    let bound = 2f64.powi(-24) * (inputs as f64 + 1.0) * magnitude;
-                    assert!((f64::from(*got) - expected).abs() <= bound, "{rows} {outputs} {inputs}: {got} {expected}");
-                }
+                assert_is_product(&x, &w, bias, inputs, &out);
             }
         }
     }

@@ -378,7 +378,7 @@ mod tests {
     use crate::{
         ActOrder, QuantSpec, ScaleSearch,
         kquant::{BlockType, Weighting},
-        testing::random,
+        testing::{random, with_threads},
     };
 
     fn matrix(outputs: usize, inputs: usize, bits: u32, group_size: Option<usize>, shuffled: bool) -> QuantizedMatrix {
@@ -460,10 +460,15 @@ mod tests {
             for (stored, weight) in stored(outputs, inputs) {
                 for rows in [0, 1, 2, 5, FEW_ROWS] {
                     let x = random(rows * inputs, 6);
-                    let (mut expected, mut got) = (vec![0.0; rows * outputs], vec![f32::NAN; rows * outputs]);
+                    let mut expected = vec![0.0; rows * outputs];
                     weight.linear(Compute::F32, &Prepared::default(), &x, Some(&bias), inputs, &mut expected);
-                    stored.linear(Compute::F32, &Prepared::default(), &x, Some(&bias), inputs, &mut got);
-                    assert_eq!(got, expected, "{rows} {outputs} {inputs}");
+                    for threads in [1, 3] {
+                        let mut got = vec![f32::NAN; rows * outputs];
+                        let multiply =
+                            || stored.linear(Compute::F32, &Prepared::default(), &x, Some(&bias), inputs, &mut got);
+                        with_threads(threads, multiply);
+                        assert_eq!(got, expected, "{rows} {outputs} {inputs}, {threads} threads");
+                    }
                 }
             }
         }
@@ -472,7 +477,7 @@ mod tests {
     /// Two float32 sums of n products differ by at most 2 n u sum |terms|; bfloat16 operands are the same ones in both.
     #[test]
     fn many_rows_agree_but_for_the_order_of_sums() {
-        for (rows, outputs, inputs) in [(17, 1, 9), (33, 700, 64), (20, 1030, 256)] {
+        for (rows, outputs, inputs) in [(FEW_ROWS + 1, 1, 9), (FEW_ROWS + 17, 700, 64), (FEW_ROWS + 4, 1030, 256)] {
             let (x, bias) = (random(rows * inputs, 7), random(outputs, 8));
             for (stored, weight) in stored(outputs, inputs) {
                 for compute in [Compute::F32, Compute::Bf16x3, Compute::Bf16] {

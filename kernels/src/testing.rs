@@ -37,6 +37,20 @@ pub(crate) fn hessian(n: usize, seed: u64) -> Vec<f32> {
     h.iter().map(|v| *v as f32).collect()
 }
 
+/// `out = x wᵀ + bias` but for the rounding: a float32 sum of n products errs by at most n u sum |terms|, the bias adds one.
+pub(crate) fn assert_is_product(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize, out: &[f32]) {
+    let outputs = w.len() / inputs;
+    for (at, got) in out.iter().enumerate() {
+        let (x, w) = (&x[at / outputs * inputs..][..inputs], &w[at % outputs * inputs..][..inputs]);
+        let terms = || x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b));
+        let bias = bias.map_or(0.0, |bias| f64::from(bias[at % outputs]));
+        let expected = terms().sum::<f64>() + bias;
+        let magnitude = terms().map(f64::abs).sum::<f64>() + bias.abs();
+        let bound = 2f64.powi(-24) * (inputs as f64 + 1.0) * magnitude;
+        assert!((f64::from(*got) - expected).abs() <= bound, "{outputs} {inputs}, at {at}: {got} {expected}");
+    }
+}
+
 /// Runs `work` in a pool of its own.
 pub(crate) fn with_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a small thread pool starts").install(work)

@@ -478,15 +478,12 @@ impl<W: Weight> Block<W> {
     fn outputs<const N: usize>(&self, stage: Stage, x: &[f32], parts: [usize; N], unit: usize) -> [Vec<f32>; N] {
         let linears = self.linears(stage);
         if linears.len() == N {
-            let mut pieces = std::array::from_fn(|_| Vec::new());
-            if x.len() <= FEW_ROWS * linears[0].inputs {
-                // The threads meet once for all of them.
-                let pieces = pieces.par_iter_mut().with_max_len(1).enumerate();
-                pieces.for_each(|(part, piece)| *piece = self.apply(stage, part, x));
-            } else {
-                let pieces = pieces.iter_mut().enumerate();
-                pieces.for_each(|(part, piece)| *piece = self.apply(stage, part, x));
+            if x.len() > FEW_ROWS * linears[0].inputs {
+                return std::array::from_fn(|part| self.apply(stage, part, x));
             }
+            // Few rows are multiplied by all threads, which meet once for all of the linears.
+            let mut pieces = std::array::from_fn(|_| Vec::new());
+            pieces.par_iter_mut().enumerate().for_each(|(part, piece)| *piece = self.apply(stage, part, x));
             return pieces;
         }
         let fused = self.apply(stage, 0, x);

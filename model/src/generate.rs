@@ -1,9 +1,10 @@
 //! Generation: the likeliest token after another, or drawn ones, many sequences at once.
 //!
-//! The whole model is held as it is stored, packed weights packed. Up to `batch` (at most [`FEW_ROWS`]) sequences are worked on
-//! at a time, one token of each in a step, so that weights are brought to float32 once for all of them; the threads of the
-//! current pool share a step's outputs among them. A sequence that ends makes room for the next. Products of a step's few rows treat
-//! each row by itself, so the tokens of a sequence depend on its prompt (and seed) alone. Of equal logits the smallest id wins.
+//! The whole model is held as it is stored, packed weights packed. Up to `batch` (at most [`FEW_ROWS`]) sequences are worked
+//! on at a time, one token of each in a step, so that weights are brought to float32 once for all of them; the threads of the
+//! current pool share a step's outputs among them. A sequence that ends makes room for the next. Products of a step's few
+//! rows treat each row by itself, so the tokens of a sequence depend on its prompt (and seed) alone. Of equal logits the
+//! smallest id wins.
 //!
 //! Drawn tokens follow `p(v) ∝ exp(logit(v) / temperature)`, cut to the smallest set of likeliest tokens whose
 //! probability reaches `top_p`. Each sequence has a generator of its own, so that neighbours draw nothing from it.

@@ -162,7 +162,7 @@ fn stored(criterion: &mut Criterion<Rate>) {
         ("8 bits", integers(8)),
     ];
     let stored = stored.into_iter().chain(BlockType::ALL.map(|kind| (kind.name(), blocks(kind)))).collect::<Vec<_>>();
-    for rows in [1, 4, 16] {
+    for rows in [1, 4, 16, 32] {
         let (x, mut out) = (numbers(rows * inputs), vec![0.0; rows * outputs]);
         let operations = 2 * rows * inputs * outputs;
         rated(&mut group, &format!("{rows}x{inputs}x{outputs} float32"), operations, || {

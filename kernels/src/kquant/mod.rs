@@ -249,7 +249,6 @@ fn dequantize_blocks(kind: BlockType, bytes: &[u8], row: &mut [f32]) {
     let codes = &mut codes[..kind.columns()];
     for (block, weights) in bytes.chunks_exact(kind.bytes()).zip(row.chunks_exact_mut(kind.columns())) {
         kind.unpack(block, codes).values(kind, codes, weights);
-        one_at_a_time();
     }
 }
 
